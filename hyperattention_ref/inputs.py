@@ -1,0 +1,186 @@
+"""Every argument is checked here, once, at the door.
+
+Each error names the argument, what was given, what is needed and what to do. Past the door the code assumes
+finite floating-point arrays of matching shapes.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import numpy as np
+
+FLOAT_TYPES = (np.float16, np.float32, np.float64)
+
+
+def floating(name: str, x) -> np.ndarray:
+    """`x` as an array of float16, float32 or float64 with finite entries."""
+    x = np.asarray(x)
+    if x.dtype.type not in FLOAT_TYPES:
+        raise TypeError(
+            f"{name} has dtype {x.dtype}; it must be float16, float32 or float64: convert it with .astype(np.float64)"
+        )
+    # NaN propagates through min and max, so two scalars tell whether all entries are finite.
+    if x.size and not (math.isfinite(x.min()) and math.isfinite(x.max())):
+        raise ValueError(f"{name} has non-finite entries; all must be finite: look for NaN or infinity upstream")
+    return x
+
+
+def head(name: str, x) -> np.ndarray:
+    """One head `(n, d)`, n, d >= 1, as float64: what the literal functions work on."""
+    x = floating(name, x)
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(
+            f"{name} has shape {x.shape}; it must be one head (n, d) with n, d >= 1: pass one head at a time"
+        )
+    return x.astype(np.float64)
+
+
+def query_key(q, k) -> tuple[np.ndarray, np.ndarray]:
+    """One query head `(n_q, d)` and one key head `(n_k, d)`, as float64."""
+    q, k = head("query", q), head("key", k)
+    if q.shape[1] != k.shape[1]:
+        raise ValueError(f"query has d = {q.shape[1]} and key has d = {k.shape[1]}; they must be equal")
+    return q, k
+
+
+def value(v, n_k: int) -> np.ndarray:
+    """One value head `(n_k, d_v)` as float64."""
+    v = head("value", v)
+    if v.shape[0] != n_k:
+        raise ValueError(f"value has {v.shape[0]} rows and key has {n_k}; they must be equal")
+    return v
+
+
+def causal_lengths(n_q: int, n_k: int) -> None:
+    if n_q != n_k:
+        raise ValueError(
+            f"is_causal with {n_q} queries and {n_k} keys; causal attention is defined for n_q == n_k here: "
+            "pass equal lengths or is_causal=False"
+        )
+
+
+def heads(q, k, v=None, *, is_causal: bool = False, enable_gqa: bool = False):
+    """Heads `(..., n, d)` of one dtype, grouped-query heads unfolded by views.
+
+    Returns
+    -------
+    query, key, value : arrays of equal leading shape. With `enable_gqa` and group size g the query `(..., h, n_q, d)`
+        is viewed as `(..., h/g, g, n_q, d)` and key and value are broadcast along g with stride 0, nothing is copied.
+        `value` is None if it was.
+    """
+    named = [("query", q), ("key", k)] + ([] if v is None else [("value", v)])
+    arrays = [floating(name, x) for name, x in named]
+    for (name, _), x in zip(named, arrays, strict=True):
+        if x.ndim < 2 or 0 in x.shape:
+            raise ValueError(f"{name} has shape {x.shape}; it must be (..., n, d) with no empty dimension")
+    if len({x.dtype for x in arrays}) > 1:
+        given = ", ".join(f"{name} {x.dtype}" for (name, _), x in zip(named, arrays, strict=True))
+        raise TypeError(f"dtypes differ ({given}); all must be the same: convert them to one with .astype")
+    if is_causal:
+        causal_lengths(arrays[0].shape[-2], arrays[1].shape[-2])
+    _matching(*arrays)
+    if enable_gqa:
+        arrays = _grouped(*arrays)
+    for name, x in zip(("key", "value"), arrays[1:], strict=False):
+        if x.shape[:-2] != arrays[0].shape[:-2]:
+            hint = "" if enable_gqa else "; for grouped-query heads pass enable_gqa=True"
+            raise ValueError(
+                f"query has leading shape {arrays[0].shape[:-2]} and {name} has {x.shape[:-2]}; "
+                f"they must be equal{hint}"
+            )
+    return (*arrays, None) if v is None else tuple(arrays)
+
+
+def _matching(q, k, v=None) -> None:
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"query has d = {q.shape[-1]} and key has d = {k.shape[-1]}; they must be equal")
+    if v is not None and v.shape[-2] != k.shape[-2]:
+        raise ValueError(f"value has {v.shape[-2]} rows and key has {k.shape[-2]}; they must be equal")
+
+
+def _grouped(q, *keys_values):
+    """View query heads as groups that share a key head; broadcast the key heads."""
+    n_heads, n_shared = q.shape[-3] if q.ndim > 2 else 0, [x.shape[-3] if x.ndim > 2 else 0 for x in keys_values]
+    if 0 in (n_heads, *n_shared) or len(set(n_shared)) > 1 or n_heads % n_shared[0]:
+        raise ValueError(
+            f"enable_gqa with {n_heads} query heads and {n_shared} key (and value) heads; arrays must be "
+            "(..., heads, n, d) and the query heads a multiple of the key heads"
+        )
+    group = n_heads // n_shared[0]
+    q = q.reshape(*q.shape[:-3], n_shared[0], group, *q.shape[-2:])
+    return [q] + [np.broadcast_to(x[..., None, :, :], (*x.shape[:-2], group, *x.shape[-2:])) for x in keys_values]
+
+
+def resolve_scale(scale, d: int) -> float:
+    """`scale` as a float; None means 1/sqrt(d), as in everyday attention."""
+    if scale is None:
+        return 1.0 / math.sqrt(d)
+    return finite("scale", scale)
+
+
+def logit_range(q, k, scale: float, v=None) -> None:
+    """Refuse inputs whose logits or weighted sums could overflow the working type (float32 for float16)."""
+    limit = float(np.finfo(np.promote_types(q.dtype, np.float32)).max) / 4
+    top = [max(abs(float(x.min())), abs(float(x.max()))) for x in (q, k)]
+    if not top[0] * top[1] * q.shape[-1] * max(1.0, abs(scale)) <= limit:
+        raise ValueError(
+            f"logits may overflow {q.dtype}: max|query| = {top[0]:.3g}, max|key| = {top[1]:.3g}, "
+            f"scale = {scale:.3g}, d = {q.shape[-1]}; rescale query and key, or pass float64"
+        )
+    if v is not None:
+        top_v = max(abs(float(v.min())), abs(float(v.max())))
+        if not top_v * 4 * v.shape[-2] <= limit:
+            raise ValueError(f"sums of values may overflow {v.dtype}: max|value| = {top_v:.3g}; rescale value")
+
+
+def finite(name: str, x) -> float:
+    """A finite real number as a float."""
+    try:
+        x = float(x)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {x!r}; it must be a real number") from None
+    if not math.isfinite(x):
+        raise ValueError(f"{name} is {x}; it must be finite")
+    return x
+
+
+def at_least(name: str, x, low: float) -> float:
+    """A finite real number not below `low`."""
+    x = finite(name, x)
+    if not x >= low:
+        raise ValueError(f"{name} is {x}; it must be at least {low}")
+    return x
+
+
+def positive(name: str, x, *, allow_infinite: bool = False) -> float:
+    """A positive real number, finite unless said otherwise."""
+    if allow_infinite and x == math.inf:
+        return math.inf
+    x = finite(name, x)
+    if not x > 0:
+        raise ValueError(f"{name} is {x}; it must be positive")
+    return x
+
+
+def count(name: str, x, *, most: int | None = None) -> int:
+    """An integer of at least 1 (and at most `most`)."""
+    try:
+        if isinstance(x, bool | np.bool_):
+            raise TypeError
+        x = operator.index(x)
+    except TypeError:
+        raise TypeError(f"{name} is {x!r}; it must be an integer") from None
+    if x < 1 or (most is not None and x > most):
+        need = "at least 1" if most is None else f"between 1 and {most}"
+        raise ValueError(f"{name} is {x}; it must be {need}")
+    return x
+
+
+def generator(rng) -> np.random.Generator:
+    """SciPy's convention: None (fresh entropy), an integer seed, or a Generator, which is used and advanced."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        raise TypeError(f"rng is {rng!r}; it must be None, an integer seed or a numpy.random.Generator") from None

@@ -1,0 +1,40 @@
+"""The merge of partial attentions: a commutative monoid."""
+
+from __future__ import annotations
+
+import numpy as np
+
+NEUTRAL = (0.0, -np.inf)
+"""The neutral element of `merge_attention`: attention to no key at all, output 0 and log-sum-exp minus infinity."""
+
+
+def merge_attention(first, second):
+    """Attention over the union of two disjoint sets of keys, from the attention over each.
+
+    Paper: the practical algorithm, step 3; Algorithm 4 uses it for the recursion.
+
+    Parameters
+    ----------
+    first, second : pairs (out, lse)
+        out : (..., n, d_v), softmax-weighted mean of the values of a set of keys.
+        lse : (..., n), log of the sum of exp(logits) over that set; minus infinity for an empty set.
+
+    Returns
+    -------
+    (out, lse) : lse = log(e^{lse_1} + e^{lse_2}), out = (e^{lse_1} out_1 + e^{lse_2} out_2) / e^{lse}.
+
+    Notes
+    -----
+    Commutative bit for bit; associative up to rounding; merging with `NEUTRAL` changes nothing. Two empty sets give
+    (0, minus infinity), never NaN. Cost O(n d_v).
+    """
+    (out_1, lse_1), (out_2, lse_2) = first, second
+    top = np.maximum(lse_1, lse_2)
+    top = np.where(np.isneginf(top), 0, top).astype(np.result_type(lse_1, lse_2), copy=False)
+    weight_1, weight_2 = np.exp(lse_1 - top), np.exp(lse_2 - top)
+    total = weight_1 + weight_2
+    with np.errstate(divide="ignore"):
+        lse = top + np.log(total)
+    total = np.where(total > 0, total, 1).astype(total.dtype, copy=False)
+    out = (weight_1[..., None] * out_1 + weight_2[..., None] * out_2) / total[..., None]
+    return out, lse
