@@ -1,0 +1,40 @@
+"""Algorithm 1: sortLSH, the mask of large entries."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hyperattention_ref import inputs
+from hyperattention_ref.block_mask import BlockMask
+from hyperattention_ref.definition_1 import MAX_BITS, hamming_sorted_lsh
+
+
+def sort_lsh(q, k, block_size: int, *, lsh_bits: int = 8, planes=None, rng=None) -> BlockMask:
+    """Mask of the large entries found by sorting hash buckets.
+
+    Paper: Algorithm 1. M_ij = 1 iff floor(P_Q(i) / b) = floor(P_K(j) / b), P the positions after a stable sort by
+    bucket. For n_q != n_k see `BlockMask.from_orders`.
+
+    Parameters
+    ----------
+    q : (n_q, d) float array.
+    k : (n_k, d) float array.
+    block_size : b, the number of keys in a block; the last block may be smaller.
+    lsh_bits : r, the number of hyperplanes, when `planes` is not given.
+    planes : (r, d) float array, optional; then `rng` must be None.
+    rng : None, seed or numpy.random.Generator that draws the planes.
+
+    Returns
+    -------
+    BlockMask, which keeps both orders. Cost O(n (r d + log n)).
+    """
+    q, k = inputs.query_key(q, k)
+    block_size = inputs.count("block_size", block_size)
+    if planes is None:
+        lsh_bits = inputs.count("lsh_bits", lsh_bits, most=MAX_BITS)
+        planes = inputs.generator(rng).standard_normal((lsh_bits, q.shape[1]))
+    elif rng is not None:
+        raise ValueError("planes and rng are both given; pass planes to fix the hash or rng to draw it")
+    query_order = np.argsort(hamming_sorted_lsh(q, planes), kind="stable")  # line 1: the same H for both sides
+    key_order = np.argsort(hamming_sorted_lsh(k, planes), kind="stable")  #   line 2: P_Q, P_K
+    return BlockMask.from_orders(query_order, key_order, block_size)  #       line 3: M

@@ -1,0 +1,84 @@
+"""Algorithm 3 (HyperAttention), as the theorem states it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperattention_ref import inputs
+from hyperattention_ref.algorithm_2 import ApproxDResult, approx_d
+from hyperattention_ref.lemma_2 import RowNormSample, row_norm_sample, sampled_product
+from hyperattention_ref.results import Result
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LiteralHyperAttention(Result):
+    """What Algorithm 3 returns, (D̃, S), and the attention estimate D̃^{-1} A S^T S V made from them.
+
+    Attributes
+    ----------
+    diagonal : the ApproxDResult that holds log D̃.
+    sample : the RowNormSample S.
+    estimate : (n_q, d_v) float64.
+    """
+
+    diagonal: ApproxDResult
+    sample: RowNormSample
+    estimate: np.ndarray
+
+
+def literal_hyper_attention(
+    q,
+    k,
+    v,
+    mask,
+    *,
+    kappa: float,
+    epsilon: float,
+    m: int,
+    alpha: float | None = None,
+    scale: float = 1.0,
+    cap_constant: float = 1.0,
+    rescale_rows: bool = False,
+    rng=None,
+) -> LiteralHyperAttention:
+    """Approximate attention with the spectral guarantee (1).
+
+    Paper: Algorithm 3 and Theorem 1. With probability at least 0.98
+    ‖Att - D̃^{-1} A S^T S V‖_op ≤ ε ‖D^{-1}A‖_op ‖V‖_op, when m is large enough for Lemmas 1 and 2.
+
+    Parameters
+    ----------
+    q : (n_q, d) float array.
+    k : (n_k, d) float array.
+    v : (n_k, d_v) float array.
+    m : the samples of ApproxD and, drawn anew, of the product.
+    mask, kappa, epsilon, alpha, scale, cap_constant, rescale_rows, rng : as in `approx_d`.
+
+    Returns
+    -------
+    LiteralHyperAttention. Cost O(n_q n_k d) for the literal masked sums, O(n_q m d_v) for the product.
+    """
+    q, k = inputs.query_key(q, k)
+    v = inputs.value(v, len(k))
+    rng = inputs.generator(rng)
+    # line 1: D̃ from ApproxD
+    diagonal = approx_d(
+        q,
+        k,
+        mask,
+        kappa=kappa,
+        epsilon=epsilon,
+        m=m,
+        alpha=alpha,
+        scale=scale,
+        cap_constant=cap_constant,
+        rescale_rows=rescale_rows,
+        rng=rng,
+    )
+    # line 2: S from the row norms of V
+    sample = row_norm_sample(v, m, rng)
+    # line 3: return (D̃, S); the estimate follows from both
+    x = np.exp(scale * q @ k.T - diagonal.log_d[:, None])  # D̃^{-1} A
+    return LiteralHyperAttention(diagonal, sample, sampled_product(x, v, sample))

@@ -1,0 +1,91 @@
+"""Lemma 2: the product A V from m rows of V, drawn by their squared norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperattention_ref import inputs
+from hyperattention_ref.results import Result
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RowNormSample(Result):
+    """The sampling matrix S (m x n): row r has the one entry `weights[r]` in column `indices[r]`.
+
+    Paper: Lemma 2, S_r = ‖V‖_F / (√m ‖V_{ℓ_r}‖) e_{ℓ_r}^T, so that E[S^T S] = I on the rows with V_j ≠ 0.
+    """
+
+    indices: np.ndarray
+    weights: np.ndarray
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.indices.size, self.n
+
+    def toarray(self) -> np.ndarray:
+        """S as a dense (m, n) float64 array."""
+        dense = np.zeros(self.shape)
+        dense[np.arange(self.indices.size), self.indices] = self.weights
+        return dense
+
+    def as_linear_operator(self):
+        """S as a scipy.sparse.linalg.LinearOperator, with S x, S^T y and both on matrices in O(m) per column."""
+        from scipy.sparse import csr_array
+        from scipy.sparse.linalg import aslinearoperator
+
+        m = self.indices.size
+        return aslinearoperator(csr_array((self.weights, self.indices, np.arange(m + 1)), shape=self.shape))
+
+
+def row_norm_sample(v, m: int, rng=None) -> RowNormSample:
+    """Draw m rows of V i.i.d. with probability p_j = ‖V_j‖² / ‖V‖_F².
+
+    Paper: Lemma 2; Algorithm 3 uses it for the product.
+
+    Parameters
+    ----------
+    v : (n, d_v) float array. If it is all zero every row is drawn alike, with weight 0: the product is 0 exactly.
+    m : number of draws, with replacement; may exceed n.
+    rng : None, seed or numpy.random.Generator.
+
+    Returns
+    -------
+    RowNormSample. Cost O(n d_v + m log n).
+    """
+    v = inputs.head("value", v)
+    m, rng = inputs.count("m", m), inputs.generator(rng)
+    top = np.abs(v).max()
+    norms = np.linalg.norm(v / (top or 1.0), axis=1)  # divided by the largest entry, so that no square overflows
+    total = np.linalg.norm(norms)
+    p = (norms / total) ** 2 if total else np.full(len(v), 1 / len(v))
+    indices = rng.choice(len(v), size=m, p=p / p.sum())
+    weights = total / (np.sqrt(m) * norms[indices]) if total else np.zeros(m)
+    return RowNormSample(indices, weights, len(v))
+
+
+def sampled_product(x, v, sample: RowNormSample) -> np.ndarray:
+    """X S^T S V, the estimate of X V that touches m columns of X and m rows of V only.
+
+    Paper: Lemma 2. Derived (page "theory"): unbiased where V is not zero, with
+    E‖XV - X S^T S V‖_F² = (‖V‖_F² Σ_j ‖X e_j‖² - ‖XV‖_F²) / m, the sum over the rows with V_j ≠ 0.
+
+    Parameters
+    ----------
+    x : (n_q, n) float array.
+    v : (n, d_v) float array.
+    sample : what `row_norm_sample(v, m)` returned.
+
+    Returns
+    -------
+    (n_q, d_v) float64. Cost O(n_q m d_v).
+    """
+    x = inputs.head("x", x)
+    v = inputs.value(v, x.shape[1])
+    if sample.n != len(v):
+        raise ValueError(f"sample was drawn from {sample.n} rows and value has {len(v)}; draw it from this value")
+    x_st = x[:, sample.indices] * sample.weights
+    s_v = sample.weights[:, None] * v[sample.indices]
+    return x_st @ s_v
