@@ -1,0 +1,112 @@
+"""Backends: interchangeable arithmetic for one interface.
+
+A backend is an object with the attributes of `Backend`. It makes no decision and draws no random number: everything of
+that kind is in the `Plan` it is given. `reference` and `numpy` are built in; other packages add theirs through the
+entry-point group `hyperattention_ref.backends` and prove them with `conformance.check_backend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+ENTRY_POINT_GROUP = "hyperattention_ref.backends"
+
+_BUILT_IN = {
+    "reference": "hyperattention_ref.backends.reference:Reference",
+    "numpy": "hyperattention_ref.backends.blocked_numpy:BlockedNumpy",
+}
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What a backend must offer.
+
+    Arrays are `(..., n, d)` with equal leading shapes; they may be views with any strides, stride 0 included. They
+    have been checked: one floating dtype, finite, matching shapes, `scale` finite. `out` is `(..., n_q, d_v)` and
+    `lse` `(..., n_q)`, the natural log of the softmax denominator.
+    """
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run here, or None if it can."""
+
+    def hash_codes(self, x, planes) -> Any:
+        """Bucket numbers `(..., n)`, int64, of the rows of `x`; Definition 1."""
+
+    def exact_attention(self, q, k, v, *, scale: float, is_causal: bool) -> tuple[Any, Any]:
+        """(out, lse) of exact softmax attention."""
+
+    def planned_attention(self, q, k, v, plan, *, scale: float) -> tuple[Any, Any]:
+        """(out, lse) of the attention of `plan`; `plan.heads` follow the leading shape in row-major order."""
+
+
+def _loaders() -> dict[str, Callable[[], type]]:
+    """How to import each known backend class, by name."""
+
+    def built_in(target: str) -> Callable[[], type]:
+        module, _, attribute = target.partition(":")
+        return lambda: getattr(import_module(module), attribute)
+
+    loaders = {name: built_in(target) for name, target in _BUILT_IN.items()}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name in loaders:
+            raise RuntimeError(f"entry point {point.value} redefines the backend {point.name!r}; rename or remove it")
+        loaders[point.name] = point.load
+    return loaders
+
+
+def backend_status() -> dict[str, str | None]:
+    """For every known backend, why it cannot run here, or None if it can."""
+    return {name: _try_load(loader)[1] for name, loader in _loaders().items()}
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that can run here."""
+    return [name for name, reason in backend_status().items() if reason is None]
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of that name, or a ValueError that says why it cannot be had."""
+    loaders = _loaders()
+    if name not in loaders:
+        raise ValueError(f"backend {name!r} is unknown; known here: {', '.join(loaders)}")
+    backend, reason = _try_load(loaders[name])
+    if reason is not None:
+        raise ValueError(f"backend {name!r} cannot run here: {reason}; available: {', '.join(available_backends())}")
+    return backend
+
+
+def select(backend, query) -> Backend:
+    """The backend that will run.
+
+    None picks by the kind of array: `numpy` for NumPy arrays and what NumPy converts. A name or an instance is obeyed
+    or refused; there is no fallback.
+    """
+    if backend is None:
+        return get_backend("numpy")
+    if isinstance(backend, str):
+        return get_backend(backend)
+    if isinstance(backend, Backend) and not isinstance(backend, type):
+        return backend
+    raise TypeError(f"backend is {backend!r}; it must be None, a name or an object with the attributes of Backend")
+
+
+def each_head(plan_or_none, *arrays: np.ndarray):
+    """Iterate over heads in row-major order: the index, the HeadPlan (or None) and the (n, d) arrays of the head."""
+    indices = np.ndindex(arrays[0].shape[:-2])
+    for h, index in enumerate(indices):
+        yield index, plan_or_none.heads[h] if plan_or_none else None, *(x[index] for x in arrays)
+
+
+def _try_load(loader: Callable[[], type]) -> tuple[Any, str | None]:
+    try:
+        backend = loader()()
+    except Exception as error:  # a broken plug-in must not take the others with it; its reason is shown instead
+        return None, f"{type(error).__name__}: {error}"
+    return backend, backend.unavailable()

@@ -1,0 +1,157 @@
+"""The NumPy backend: blocked, never n x n, memory O(n d) plus one tile of logits.
+
+It computes in the dtype of the inputs (float32 for float16). Every exact block, sampled key and causal leaf passes
+through one routine, `RunningSoftmax.attend`, which folds one tile of keys at a time into the state of its queries.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hyperattention_ref.backends import each_head
+from hyperattention_ref.definition_1 import gray_rank
+from hyperattention_ref.merge import merge_attention
+
+TILE_QUERIES, TILE_KEYS = 512, 1024  # a tile of logits is at most 4 MB in float64
+
+
+class BlockedNumpy:
+    """Attention in tiles with a running softmax."""
+
+    name = "numpy"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def hash_codes(self, x, planes):
+        planes = planes.astype(_working_type(x))
+        codes = np.empty(x.shape[:-1], dtype=np.int64)
+        for index, _, rows in each_head(None, x):
+            for tile in _tiles(len(rows), TILE_QUERIES):
+                codes[index][tile] = gray_rank(rows[tile].astype(planes.dtype, copy=False) @ planes.T > 0)
+        return codes
+
+    def exact_attention(self, q, k, v, *, scale, is_causal):
+        def one_head(q, k, v, _):
+            return exact_head(q, k, v, scale, is_causal)
+
+        return _over_heads(one_head, None, q, k, v)
+
+    def planned_attention(self, q, k, v, plan, *, scale):
+        def one_head(q, k, v, head_plan):
+            out, lse = np.zeros((len(q), v.shape[1]), q.dtype), np.full(len(q), -np.inf, q.dtype)
+            for a, c in head_plan.leaves:
+                out[a:c], lse[a:c] = exact_head(q[a:c], k[a:c], v[a:c], scale, is_causal=True)
+            for rectangle in head_plan.rectangles:
+                rows = slice(rectangle.query_start, rectangle.query_start + rectangle.n_q)
+                keys = slice(rectangle.key_start, rectangle.key_start + rectangle.n_k)
+                part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, scale)
+                out[rows], lse[rows] = merge_attention((out[rows], lse[rows]), part)
+            return out, lse
+
+        return _over_heads(one_head, plan, q, k, v)
+
+
+def exact_head(q, k, v, scale, is_causal):
+    """Exact attention of one head; causal tiles stop at the diagonal."""
+    softmax = RunningSoftmax(q, k, v, scale)
+    keys = np.arange(len(k))
+    for tile in _tiles(len(q), TILE_QUERIES):
+        rows = np.arange(len(q))[tile]
+        if is_causal:
+            softmax.attend(rows, keys[: rows[-1] + 1], excluded=lambda rows, keys: keys > rows[:, None])
+        else:
+            softmax.attend(rows, keys)
+    return softmax.finish()
+
+
+def rectangle_attention(q, k, v, rectangle, scale):
+    """Rules 3, 4 and 7 of the Plan: exact keys, then each view, then the sampled keys, every masked pair once."""
+    softmax = RunningSoftmax(q, k, v, scale)
+    every = np.arange(len(q))
+    is_exact = np.zeros(len(k), dtype=bool)
+    is_exact[rectangle.exact_keys] = True
+    blocks = [(view.query_blocks(), view.key_blocks()) for view in rectangle.views]
+
+    def covered(views):
+        """The pairs that the exact keys or one of these views already hold; None if there can be none."""
+        if not views and not is_exact.any():
+            return None
+
+        def pairs(rows, keys):
+            mask = np.broadcast_to(is_exact[keys], (len(rows), len(keys))).copy()
+            for query_block, key_block in views:
+                mask |= query_block[rows, None] == key_block[keys]
+            return mask
+
+        return pairs
+
+    softmax.attend(every, rectangle.exact_keys)
+    for u, view in enumerate(rectangle.views):
+        earlier = covered(blocks[:u])
+        for block in range(view.n_blocks):
+            softmax.attend(*view.block(block), excluded=earlier)
+    softmax.attend(every, rectangle.sampled_keys, rectangle.log_weights, excluded=covered(blocks))
+    return softmax.finish()
+
+
+class RunningSoftmax:
+    """For each query the largest logit so far, the sum of exp(logit - largest) and the same sum with the values."""
+
+    def __init__(self, q, k, v, scale):
+        self.q, self.k, self.v = q, k, v
+        self.scale = q.dtype.type(scale)
+        self.top = np.full(len(q), -np.inf, q.dtype)
+        self.total = np.zeros(len(q), q.dtype)
+        self.sums = np.zeros((len(q), v.shape[1]), q.dtype)
+
+    def attend(self, rows, keys, log_weights=None, excluded=None):
+        """Fold the logits of `rows` x `keys`, plus the log-weight of each key, into the state.
+
+        `excluded(rows, keys)` is the boolean tile of pairs that do not count; None if all do.
+        """
+        for row_tile in _tiles(len(rows), TILE_QUERIES):
+            r = rows[row_tile]
+            q = self.q[r] * self.scale
+            for key_tile in _tiles(len(keys), TILE_KEYS):
+                s = keys[key_tile]
+                logits = q @ self.k[s].T
+                if log_weights is not None:
+                    logits += log_weights[key_tile].astype(logits.dtype)
+                if excluded is not None:
+                    logits[excluded(r, s)] = -np.inf
+                self._fold(r, logits, self.v[s])
+
+    def _fold(self, rows, logits, v):
+        top = np.maximum(self.top[rows], logits.max(axis=1))
+        base = np.where(np.isneginf(top), 0, top).astype(top.dtype, copy=False)
+        logits -= base[:, None]
+        weights = np.exp(logits, out=logits)
+        decay = np.exp(self.top[rows] - base)
+        self.top[rows] = top
+        self.total[rows] = self.total[rows] * decay + weights.sum(axis=1)
+        self.sums[rows] = self.sums[rows] * decay[:, None] + weights @ v
+
+    def finish(self):
+        """(out, lse); a query that met no key gives (0, -inf)."""
+        met = self.total > 0
+        self.sums /= np.where(met, self.total, 1)[:, None].astype(self.sums.dtype, copy=False)
+        lse = self.top + np.log(self.total, out=np.zeros_like(self.total), where=met)
+        return self.sums, lse
+
+
+def _over_heads(one_head, plan, q, k, v):
+    """Run one head after another in the working dtype; round the output to the dtype of the inputs."""
+    work = _working_type(q)
+    out, lse = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype), np.empty(q.shape[:-1], work)
+    for index, head_plan, *head in each_head(plan, q, k, v):
+        out[index], lse[index] = one_head(*(x.astype(work, copy=False) for x in head), head_plan)
+    return out, lse
+
+
+def _working_type(x):
+    return np.promote_types(x.dtype, np.float32)
+
+
+def _tiles(n, size):
+    return [slice(start, start + size) for start in range(0, n, size)]

@@ -1,0 +1,74 @@
+"""The reference backend: dense, float64, literal; every other backend is judged against it.
+
+Results stay float64 whatever the inputs are, so that a comparison never hides rounding. Memory O(n_q n_k).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hyperattention_ref.backends import each_head
+from hyperattention_ref.definition_1 import hamming_sorted_lsh
+from hyperattention_ref.merge import NEUTRAL, merge_attention
+
+
+class Reference:
+    """Attention as the rules of the Plan define it, one dense matrix of logits per rectangle."""
+
+    name = "reference"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def hash_codes(self, x, planes):
+        return hamming_sorted_lsh(x, planes)
+
+    def exact_attention(self, q, k, v, *, scale, is_causal):
+        out, lse = _results(q, v)
+        for index, _, *head in each_head(None, q, k, v):
+            q1, k1, v1 = (x.astype(np.float64) for x in head)
+            exists = np.tri(len(q1), len(k1), dtype=bool) if is_causal else True
+            out[index], lse[index] = softmax_average(np.where(exists, scale * q1 @ k1.T, -np.inf), v1)
+        return out, lse
+
+    def planned_attention(self, q, k, v, plan, *, scale):
+        out, lse = _results(q, v)
+        for index, head_plan, *head in each_head(plan, q, k, v):
+            out[index], lse[index] = self._head(*(x.astype(np.float64) for x in head), head_plan, scale)
+        return out, lse
+
+    def _head(self, q, k, v, head_plan, scale):
+        out, lse = np.zeros((len(q), v.shape[1])), np.full(len(q), NEUTRAL[1])
+        for a, c in head_plan.leaves:  # rule 8: exact causal leaves
+            rows = slice(a, c)
+            out[rows], lse[rows] = self.exact_attention(q[rows], k[rows], v[rows], scale=scale, is_causal=True)
+        for rectangle in head_plan.rectangles:  # rule 9: merged in the order of the plan
+            rows = slice(rectangle.query_start, rectangle.query_start + rectangle.n_q)
+            keys = slice(rectangle.key_start, rectangle.key_start + rectangle.n_k)
+            part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, scale)
+            out[rows], lse[rows] = merge_attention((out[rows], lse[rows]), part)
+        return out, lse
+
+
+def rectangle_attention(q, k, v, rectangle, scale):
+    """Rules 3, 4 and 7: the masked pairs with weight 1, then every sampled key that the mask does not cover."""
+    logits = scale * q @ k.T
+    mask = rectangle.toarray()
+    drawn = rectangle.sampled_keys
+    masked = np.where(mask, logits, -np.inf)
+    sampled = np.where(mask[:, drawn], -np.inf, logits[:, drawn] + rectangle.log_weights)
+    return softmax_average(np.hstack([masked, sampled]), np.vstack([v, v[drawn]]))
+
+
+def softmax_average(logits, v):
+    """(out, lse) of softmax(logits) @ v in the log domain; a row without any finite logit gives (0, -inf)."""
+    top = logits.max(axis=1, keepdims=True)
+    weights = np.exp(logits - np.where(np.isneginf(top), 0, top))
+    total = weights.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = (top + np.log(total))[:, 0]
+    return weights @ v / np.where(total > 0, total, 1), lse
+
+
+def _results(q, v):
+    return np.empty((*q.shape[:-1], v.shape[-1])), np.empty(q.shape[:-1])

@@ -1,0 +1,116 @@
+"""Everyday attention on heads `(..., n, d)`: exact, and the practical HyperAttention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hyperattention_ref import backends, inputs
+from hyperattention_ref.recipe import make_plan
+
+
+def exact_attention(
+    q, k, v, *, is_causal: bool = False, scale=None, enable_gqa: bool = False, backend=None, return_lse: bool = False
+):
+    """Attention without any approximation: Att = D^{-1} A V with A = exp(scale Q K^T), D = diag(A 1).
+
+    Paper: section 1, the quantity that everything else approximates.
+
+    Parameters
+    ----------
+    q : (..., n_q, d) float16, float32 or float64 array.
+    k : (..., n_k, d) array of the same dtype and leading shape (see `enable_gqa`).
+    v : (..., n_k, d_v) array.
+    is_causal : query i sees the keys 0 .. i only; needs n_q == n_k.
+    scale : multiplies the logits; None means 1/sqrt(d).
+    enable_gqa : query heads (axis -3) share key and value heads, as in grouped-query attention.
+    backend : None, a name or an instance; see `backends.select`.
+    return_lse : return (out, lse), lse the natural log of D's diagonal, (..., n_q).
+
+    Returns
+    -------
+    out : (..., n_q, d_v), of the dtype of the inputs (float64 from the reference backend). Cost O(n_q n_k (d + d_v)).
+    """
+    chosen = backends.select(backend, q)
+    lead = np.shape(q)[:-2]
+    q, k, v = inputs.heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    scale = inputs.resolve_scale(scale, q.shape[-1])
+    inputs.logit_range(q, k, scale, v)
+    out, lse = chosen.exact_attention(q, k, v, scale=scale, is_causal=bool(is_causal))
+    out, lse = out.reshape(*lead, *out.shape[-2:]), lse.reshape(*lead, lse.shape[-1])
+    return (out, lse) if return_lse else out
+
+
+def hyper_attention(
+    q,
+    k,
+    v,
+    *,
+    is_causal: bool = False,
+    scale=None,
+    block_size: int = 256,
+    sample_size: int = 256,
+    lsh_bits: int = 8,
+    min_seq_len: int = 4096,
+    rng=None,
+    plan=None,
+    backend=None,
+    return_lse: bool = False,
+    enable_gqa: bool = False,
+):
+    """Approximate attention in near-linear time.
+
+    Paper: the practical algorithm of the experiments. sortLSH pairs queries with keys and attends exactly inside the
+    blocks; m uniformly sampled keys stand for all other keys; the two parts are merged. Causal attention applies this
+    to the rectangles of Algorithm 4.
+
+    Parameters
+    ----------
+    q : (..., n_q, d) float16, float32 or float64 array.
+    k : (..., n_k, d) array of the same dtype and leading shape (see `enable_gqa`).
+    v : (..., n_k, d_v) array.
+    is_causal : query i sees the keys 0 .. i only; needs n_q == n_k.
+    scale : multiplies the logits; None means 1/sqrt(d).
+    block_size : b, keys in a block.
+    sample_size : m, sampled keys.
+    lsh_bits : r, bits of the hash.
+    min_seq_len : causal ranges up to this length are computed exactly.
+    rng : None, an integer seed or a numpy.random.Generator; must be None when a plan is given.
+    plan : a Plan made for these shapes; it replaces block_size, sample_size, lsh_bits, min_seq_len and rng.
+    backend : None, a name or an instance; see `backends.select`.
+    return_lse : return (out, lse), lse the estimated log of the softmax denominator, (..., n_q).
+    enable_gqa : query heads (axis -3) share key and value heads, as in grouped-query attention.
+
+    Returns
+    -------
+    out : (..., n_q, d_v), of the dtype of the inputs (float64 from the reference backend). A query that attends to
+        nothing at all (possible with hand-made plans only) gets 0 and log-sum-exp minus infinity.
+
+    Notes
+    -----
+    Cost O(n (b + m) (d + d_v) + n r d + n log n) for each head, times log n when causal; memory O(n d).
+    The sum over sampled keys is unbiased for numerator and denominator, their ratio biased by O(1/m).
+    Differs from Algorithm 3: one uniform sample serves the denominator and the product, there is no cap, no floor,
+    and the row norms of V are not used; see `literal_hyper_attention`.
+    """
+    chosen = backends.select(backend, q)
+    lead = np.shape(q)[:-2]
+    recipe = {"block_size": block_size, "sample_size": sample_size, "lsh_bits": lsh_bits, "min_seq_len": min_seq_len}
+    if plan is None:
+        plan = make_plan(q, k, is_causal=is_causal, rng=rng, backend=chosen, enable_gqa=enable_gqa, **recipe)
+    else:
+        _only_the_plan(rng, recipe)
+    q, k, v = inputs.heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    scale = inputs.resolve_scale(scale, q.shape[-1])
+    inputs.logit_range(q, k, scale, v)
+    plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal)
+    out, lse = chosen.planned_attention(q, k, v, plan, scale=scale)
+    out, lse = out.reshape(*lead, *out.shape[-2:]), lse.reshape(*lead, lse.shape[-1])
+    return (out, lse) if return_lse else out
+
+
+def _only_the_plan(rng, recipe: dict) -> None:
+    """Refuse arguments that a given plan would silently overrule."""
+    defaults = hyper_attention.__kwdefaults__
+    given = ["rng"] * (rng is not None) + [name for name, x in recipe.items() if x != defaults[name]]
+    if given:
+        raise ValueError(f"plan and {', '.join(given)} are both given; the plan decides these: pass only the plan")

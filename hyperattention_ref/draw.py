@@ -1,0 +1,44 @@
+"""Pure noise: everything random that practical HyperAttention uses, before any data is seen.
+
+A `Draw` depends on shapes and a seed only. A `Plan` turns it, with the inputs, into decisions; a backend does the
+arithmetic. Keeping the three apart is what makes results comparable across backends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperattention_ref import inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The noise for one rectangle of one head.
+
+    Parameters
+    ----------
+    planes : (r, d) float64, the normals of r Gaussian hyperplanes (Definition 1).
+    uniforms : (m,) float64 in [0, 1), one for each sampled key.
+    """
+
+    planes: np.ndarray
+    uniforms: np.ndarray
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator, *, d: int, lsh_bits: int, sample_size: int) -> Draw:
+        """Take the planes first, then the uniforms, from one stream."""
+        return cls(rng.standard_normal((lsh_bits, d)), rng.random(sample_size))
+
+    def keys(self, n_k: int) -> np.ndarray:
+        """(m,) key indices, i.i.d. uniform in 0 .. n_k - 1: floor(u n_k)."""
+        return np.minimum((self.uniforms * n_k).astype(np.int64), n_k - 1)
+
+
+def head_streams(rng, heads: int) -> list[np.random.Generator]:
+    """One independent stream for each head; stream h does not depend on how many heads follow.
+
+    Derived: rule 10 of the Plan.
+    """
+    return inputs.generator(rng).spawn(heads)
