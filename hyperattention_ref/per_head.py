@@ -1,0 +1,29 @@
+"""Measures of one head, taken over `(..., n, d)`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from hyperattention_ref.results import Result
+
+Measured = TypeVar("Measured", bound=Result)
+
+
+def per_head(measure: Callable[[tuple[int, ...]], Measured], leading_shape: tuple[int, ...]) -> Measured:
+    """Measure every head and gather the results.
+
+    `measure(index)` is the result for the head at `index`. Without leading dimensions that result is returned as it
+    is; otherwise one of the same class, each field an array of shape `leading_shape` + the shape of one head's field.
+    """
+    results = [measure(index) for index in np.ndindex(leading_shape)]
+    if not leading_shape:
+        return results[0]
+    fields = {}
+    for field in dataclasses.fields(results[0]):
+        stacked = np.stack([getattr(result, field.name) for result in results])
+        fields[field.name] = stacked.reshape(leading_shape + stacked.shape[1:])
+    return type(results[0])(**fields)
