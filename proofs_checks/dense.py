@@ -1,0 +1,114 @@
+"""The n x n quantities of the paper's section 1, computed from their definitions; every check measures against them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.special import logsumexp
+
+import hyperattention_ref as hr
+from hyperattention_ref.block_mask import dense_mask
+
+ROUNDING = 1e-9
+"""Relative slack granted to float64 in deterministic inequalities, where both sides may be equal. Sums of 4096 terms,
+exponentials of logits up to 100 and norms by Lanczos (1e-12) stay two orders of magnitude below it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A, D, P, H, R, alpha and kappa of one head, for a mask fixed beforehand."""
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    scale: float
+    mask_given: object = None
+    is_causal: bool = False
+
+    @classmethod
+    def of(cls, problem, **changes) -> Dense:
+        """The dense quantities of a synthetic problem."""
+        fields = {
+            "query": problem.query,
+            "key": problem.key,
+            "value": problem.value,
+            "scale": problem.scale,
+            "mask_given": problem.mask,
+        }
+        return cls(**(fields | changes))
+
+    @property
+    def n(self) -> int:
+        return len(self.query)
+
+    @cached_property
+    def log_a(self):
+        """log A = scale Q K^T; -inf above the diagonal of causal attention."""
+        logits = self.scale * self.query @ self.key.T
+        return np.where(np.tri(self.n, dtype=bool), logits, -np.inf) if self.is_causal else logits
+
+    @cached_property
+    def mask(self):
+        return dense_mask(self.mask_given, *self.log_a.shape)
+
+    @cached_property
+    def log_d(self):
+        return logsumexp(self.log_a, axis=1)
+
+    @cached_property
+    def log_h(self):
+        return logsumexp(np.where(self.mask, self.log_a, -np.inf), axis=1)
+
+    @cached_property
+    def log_r(self):
+        return logsumexp(np.where(self.mask, -np.inf, self.log_a), axis=1)
+
+    @cached_property
+    def p(self):
+        return np.exp(self.log_a - self.log_d[:, None])
+
+    @cached_property
+    def attention(self):
+        return self.p @ self.value
+
+    @cached_property
+    def alpha(self) -> float:
+        n_q, n_k = self.p.shape
+        return float(n_k**2 / n_q * (self.p**2).sum(axis=0).max())
+
+    @cached_property
+    def log_kappa(self) -> float:
+        finite = self.log_r[np.isfinite(self.log_r)]
+        return float(finite.max() - finite.min()) if finite.size else 0.0
+
+    @property
+    def kappa(self) -> float:
+        return math.exp(self.log_kappa)
+
+    @cached_property
+    def op_norm(self) -> float:
+        return hr.operator_norm(self.p)
+
+    @cached_property
+    def value_norm(self) -> float:
+        return hr.operator_norm(self.value)
+
+    def approx_d(self, **arguments):
+        """Algorithm 2 on this head; kappa is the true one unless given."""
+        arguments = {"kappa": self.kappa, "alpha": self.alpha, "scale": self.scale} | arguments
+        return hr.approx_d(self.query, self.key, self.mask_given, **arguments)
+
+    def diagonal_error(self, log_d) -> float:
+        """‖(D̃^{-1} - D^{-1}) A‖_op / ‖D^{-1}A‖_op, the left side of (6) in units of its right side's norm."""
+        return hr.operator_norm(np.expm1(self.log_d - log_d)[:, None] * self.p) / self.op_norm
+
+    def error(self, estimate) -> float:
+        """‖Att - estimate‖_op / (‖D^{-1}A‖_op ‖V‖_op), the ratio in (1)."""
+        return hr.operator_norm(self.attention - estimate) / (self.op_norm * self.value_norm)
+
+    def hardness(self) -> dict:
+        """The hypothesis values that go with a verdict."""
+        return {"alpha": self.alpha, "log kappa": self.log_kappa, "op norm of P": self.op_norm}

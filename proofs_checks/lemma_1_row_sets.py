@@ -1,0 +1,47 @@
+"""Lemma 1, last step of the proof: a small set of rows has a small operator norm."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import hyperattention_ref as hr
+from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
+from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+
+FAMILIES = ("gaussian", "sink", "permutation", "needle")
+
+
+def check(settings: Settings):
+    """Random sets of rows, and the rows that give the heaviest column most."""
+    for problem in settings.problems(FAMILIES, n=min(settings.n, 256)):
+        dense = Dense.of(problem)
+        rng = settings.rng("lemma 1, row sets", problem.name)
+        heaviest = np.argsort(-dense.p[:, (dense.p**2).sum(axis=0).argmax()])
+        left, middle, right = [], [], []
+        for trial in range(settings.trials):
+            size = int(rng.integers(1, dense.n + 1))
+            rows = dense.p[heaviest[:size] if trial % 2 else rng.choice(dense.n, size, replace=False)]
+            left.append(hr.operator_norm(rows) ** 2)
+            middle.append(np.abs(rows).sum(axis=0).max() * np.abs(rows).sum(axis=1).max())
+            right.append(np.sqrt(size * dense.alpha / dense.n))
+        common = {
+            "paper": "Lemma 1, proof (9.1)",
+            "hypothesis": "W is any set of rows",
+            "family": problem.name,
+            "n": dense.n,
+            "measured": dense.hardness(),
+        }
+        yield Verdict(
+            name="‖P_W‖_op by 1- and ∞-norm",
+            statement="‖P_W‖_op² ≤ ‖P_W‖_1 ‖P_W‖_∞",
+            left=left,
+            right=np.array(middle) * (1 + ROUNDING),
+            **common,
+        )
+        yield Verdict(
+            name="‖P_W‖_1 ‖P_W‖_∞ by α",
+            statement="‖P_W‖_1 ‖P_W‖_∞ ≤ √(|W| α/n)",
+            left=middle,
+            right=np.array(right) * (1 + ROUNDING),
+            **common,
+        )

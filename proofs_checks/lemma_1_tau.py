@@ -1,0 +1,68 @@
+"""Lemma 1, first steps of the proof: what tau / kappa bounds from below and from above."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
+from hyperattention_ref.proofs_checks.statement import Settings, Verdict, trials_to_hold
+
+FAMILIES = ("gaussian", "planted_clusters", "row_scales")
+M = 32
+DELTA = 0.05
+
+
+def check(settings: Settings):
+    for problem in settings.problems(FAMILIES, n=min(settings.n, 256)):
+        yield from verdicts(settings, Dense.of(problem), problem.name)
+
+
+def verdicts(settings: Settings, dense: Dense, family: str):
+    rng = settings.rng("lemma 1, tau", family)
+    trials = min(15 * settings.trials, trials_to_hold(DELTA))
+    allowed = dense.n / M * math.log(1 / DELTA)
+    floors, below, above = [], [], []
+    for _ in range(trials):
+        result = dense.approx_d(epsilon=settings.epsilon, m=M, rng=rng)
+        log_base = np.logaddexp(dense.log_h, result.log_floor)  # H_i + τ/κ
+        open_rows = np.isfinite(dense.log_r)
+        larger = open_rows & (dense.log_r > result.log_tau)
+        power = np.where(larger, 2, 1) * dense.log_kappa
+        floors.append(np.exp(np.max((log_base - dense.log_d)[open_rows])))
+        below.append(larger.sum())
+        above.append(np.exp(np.max((dense.log_d - log_base - power)[open_rows])))
+    common = {
+        "paper": "Lemma 1, proof (9.1)",
+        "family": family,
+        "n": dense.n,
+        "m_used": M,
+        "measured": dense.hardness(),
+    }
+    hypothesis = "κ bounds max R_i / min R_i"
+    yield Verdict(
+        name="τ/κ is a lower bound",
+        statement="H_i + τ/κ ≤ D_ii for every row; left is the largest ratio of the two.",
+        hypothesis=hypothesis,
+        left=floors,
+        right=1 + ROUNDING,
+        **common,
+    )
+    yield Verdict(
+        name="few rows exceed τ",
+        statement=f"At most (n/m) ln(1/δ) rows have R_i > τ, with probability 1 - δ = {1 - DELTA}.",
+        hypothesis="T is a uniformly random set of min(m, n) rows",
+        left=below,
+        right=allowed,
+        claim=DELTA,
+        **common,
+    )
+    yield Verdict(
+        name="H_i + τ/κ is nearly D_ii",
+        statement="D_ii ≤ κ (H_i + τ/κ) where R_i ≤ τ, D_ii ≤ κ² (H_i + τ/κ) elsewhere; left is the largest ratio.",
+        hypothesis=hypothesis,
+        left=above,
+        right=1 + ROUNDING,
+        **common,
+    )

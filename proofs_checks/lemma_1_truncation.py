@@ -1,0 +1,52 @@
+"""Lemma 1, third step of the proof: few rows lose much mass to the cap."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
+from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+
+FAMILIES = ("gaussian", "sink", "permutation", "needle")
+M = 256
+
+
+def check(settings: Settings):
+    for problem in settings.problems(FAMILIES, n=min(settings.n, 256)):
+        yield from verdicts(settings, Dense.of(problem), problem.name)
+
+
+def verdicts(settings: Settings, dense: Dense, family: str):
+    """Both inequalities for every row, every dyadic level and every trial; f_i is the mass that the cap removes."""
+    rng = settings.rng("lemma 1, truncation", family)
+    masses, counts, removed = [], [], []
+    for _ in range(settings.trials):
+        result = dense.approx_d(epsilon=settings.epsilon, m=M, rng=rng)
+        cap = np.exp(result.log_caps - dense.log_d)[:, None]  # C_i / D_ii
+        p = np.where(dense.mask, 0, dense.p)
+        f = np.maximum(p - cap, 0).sum(axis=1)
+        squared = np.where(p > cap, p**2, 0).sum(axis=1)
+        masses.append(np.max(f[f > 0] * cap[f > 0, 0] / squared[f > 0], initial=0.0))
+        levels = [(f > level, level) for level in 0.5 ** np.arange(1, 12)]
+        counts.append(max((rows.sum() * level * cap[rows].min() for rows, level in levels if rows.any()), default=0.0))
+        removed.append(float(f.max()))
+    common = {"paper": "Lemma 1, proof (9.1)", "family": family, "n": dense.n, "m_used": M}
+    measured = dense.hardness() | {"largest f_i": max(removed)}
+    yield Verdict(
+        name="a truncated row is heavy",
+        statement="Row i of P has squared mass at least f_i C_i / D_ii; left is the largest ratio of the two.",
+        hypothesis="f_i is the fraction of row i that the cap removes",
+        left=masses,
+        right=1 + ROUNDING,
+        measured=measured,
+        **common,
+    )
+    yield Verdict(
+        name="few rows are truncated",
+        statement="#{i : f_i > f} f min C_i/D_ii ≤ ‖P‖_F² ≤ α for f = 1/2, 1/4, …; left is the largest left side.",
+        hypothesis="α bounds n max_j ‖P e_j‖²",
+        left=counts,
+        right=dense.alpha * (1 + ROUNDING),
+        measured=measured,
+        **common,
+    )

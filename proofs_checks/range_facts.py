@@ -1,0 +1,59 @@
+"""The range facts of alpha, kappa and the norms of P."""
+
+from __future__ import annotations
+
+import math
+
+import hyperattention_ref as hr
+from hyperattention_ref import synthetic
+from hyperattention_ref.proofs_checks.dense import ROUNDING
+from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+
+
+def check(settings: Settings):
+    """Every fact on every family, measured by `hardness`."""
+    n = min(settings.n, 256)
+    facts: dict[str, list[tuple[float, float]]] = {}
+    for problem in settings.problems(tuple(synthetic.FAMILIES), n=n):
+        h = hr.hardness(problem.query, problem.key, problem.mask, scale=problem.scale, rng=settings.rng("range facts"))
+        sides = {
+            "1 ≤ α": (1, h.alpha),
+            "α ≤ n_k²": (h.alpha, n**2),
+            "1 ≤ κ": (0, h.log_kappa),
+            "√(n_q/n_k) ≤ ‖P‖_op": (1, h.op_norm),
+            "‖P‖_F² ≤ α n_q/n_k": (h.frobenius_norm**2, h.alpha),
+            "srank(P) ≤ α": (h.stable_rank, h.alpha),
+        }
+        for fact, pair in sides.items():
+            facts.setdefault(fact, []).append(pair)
+    for fact, pairs in facts.items():
+        yield _verdict(fact, "every family" if settings.families is None else ", ".join(settings.families), pairs, n)
+    yield from limits(settings, n)
+
+
+def limits(settings: Settings, n: int):
+    """The two ends of the range of alpha."""
+    rng = settings.rng("range facts, limits")
+    flat = synthetic.flat(n, rng=rng)
+    alpha = hr.hardness(flat.query, flat.key, scale=flat.scale, rng=rng).alpha
+    yield _verdict("α = 1 for flat P", "flat", [(abs(alpha - 1), ROUNDING)], n)
+    match = synthetic.permutation(n, strength=60.0, rng=rng)
+    alpha = hr.hardness(match.query, match.key, scale=match.scale, rng=rng).alpha
+    yield _verdict("α → n for a permutation matrix", "permutation", [(abs(alpha / n - 1), n * math.exp(-50))], n)
+    sink = synthetic.sink(n, mass=1 - 1e-12, rng=rng)
+    alpha = hr.hardness(sink.query, sink.key, scale=sink.scale, rng=rng).alpha
+    yield _verdict("α → n² for one key that takes all", "sink", [(abs(alpha / n**2 - 1), ROUNDING)], n)
+
+
+def _verdict(fact: str, family: str, pairs, n: int) -> Verdict:
+    left, right = zip(*pairs, strict=True)
+    return Verdict(
+        name=f"Range: {fact}",
+        paper="Section 1; derived",
+        statement=fact,
+        hypothesis="any attention matrix",
+        family=family,
+        left=left,
+        right=[x * (1 + ROUNDING) for x in right],
+        n=n,
+    )

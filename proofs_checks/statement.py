@@ -1,0 +1,152 @@
+"""What a check states and how it is judged.
+
+A statement is checked on trials. Each trial compares a left side with a right side and fails when left > right. A
+random statement claims that the failure probability is at most `claim`; exact binomial (Clopper-Pearson) limits decide:
+*fails* when the lower limit exceeds the claim, *holds* when the upper limit is within it, else *not refuted*. A
+deterministic statement (claim 0) *fails* when a trial fails and *holds* when none does; it is only *not refuted* where
+no number of trials could prove it, as for an exact probability.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hyperattention_ref import synthetic
+from hyperattention_ref.results import Result
+
+LEVEL = 1e-6
+"""Each Clopper-Pearson limit misses the true probability with at most this probability."""
+
+HOLDS, FAILS, NOT_REFUTED = "holds", "fails", "not refuted"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Settings(Result):
+    """What a run of the checks may be told.
+
+    Attributes
+    ----------
+    n : tokens of the larger problems.
+    families : names from `synthetic.FAMILIES` for the statements that are checked family by family; None for each
+        statement's own choice.
+    epsilon : the error aimed at, 0 < epsilon <= 1.
+    trials : trials of the larger problems; cheap statements take as many as their claim needs, a multiple of it.
+    seed : every statement draws from a stream of its own that this seeds.
+    """
+
+    n: int = 1024
+    families: tuple[str, ...] | None = None
+    epsilon: float = 0.5
+    trials: int = 20
+    seed: int = 0
+
+    def rng(self, *name) -> np.random.Generator:
+        """The stream of draws that belongs to a name."""
+        return np.random.default_rng([self.seed, zlib.crc32(repr(name).encode())])
+
+    def problems(self, default: tuple[str, ...], n: int | None = None):
+        """One Problem for each family asked for, else for each of the default ones."""
+        for name in self.families or default:
+            yield synthetic.FAMILIES[name](n or self.n, rng=self.rng(name))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verdict(Result):
+    """The outcome of one statement on one family of inputs.
+
+    Attributes
+    ----------
+    name, paper : the statement's short name and the paper item or derivation it belongs to.
+    statement, hypothesis : in words.
+    family : the inputs.
+    left, right : (trials,) both sides of the inequality left <= right, in every trial.
+    claim : the failure probability that the statement allows; 0 for a deterministic statement.
+    provable : False for a deterministic statement that trials can refute but not prove.
+    expected : "holds", "fails" for a counterexample, or None where nothing is promised and the outcome is information.
+    measured : hypothesis values and whatever else explains the outcome.
+    n : tokens.
+    m_asked : samples that the statement asks for, with explicit constant; None where it asks for none.
+    m_used : samples drawn.
+    failures : trials with left > right; NaN counts as a failure.
+    low, high : Clopper-Pearson limits of the failure probability.
+    verdict : "holds", "fails" or "not refuted".
+    """
+
+    name: str
+    paper: str
+    statement: str
+    hypothesis: str
+    family: str
+    left: np.ndarray
+    right: np.ndarray
+    claim: float = 0.0
+    provable: bool = True
+    expected: str | None = HOLDS
+    measured: dict = field(default_factory=dict)
+    n: int | None = None
+    m_asked: float | None = None
+    m_used: int | None = None
+    failures: int = field(init=False)
+    low: float = field(init=False)
+    high: float = field(init=False)
+    verdict: str = field(init=False)
+
+    def __post_init__(self):
+        left, right = np.broadcast_arrays(np.atleast_1d(self.left), np.atleast_1d(self.right))
+        left, right = left.astype(np.float64), right.astype(np.float64)
+        failures = int(np.sum(~(left <= right)))
+        low, high = clopper_pearson(failures, left.size)
+        verdict = judge(failures, low, high, self.claim, self.provable)
+        computed = {"left": left, "right": right, "failures": failures, "low": low, "high": high, "verdict": verdict}
+        for name, x in computed.items():
+            object.__setattr__(self, name, x)
+
+    @property
+    def trials(self) -> int:
+        return self.left.size
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """(trials,) left / right; 0 for 0/0."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where((self.left == 0) & (self.right == 0), 0.0, self.left / self.right)
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether the statement asks for more samples than there are tokens."""
+        return self.m_asked is not None and self.n is not None and self.m_asked > self.n
+
+    @property
+    def as_expected(self) -> bool:
+        """False when something that should hold fails, or a counterexample does not."""
+        if self.expected == FAILS:
+            return self.verdict == FAILS
+        return self.expected is None or self.verdict != FAILS
+
+    def to_dict(self) -> dict:
+        extra = {"trials": self.trials, "vacuous": self.vacuous, "as_expected": self.as_expected}
+        return {**super().to_dict(), **extra}
+
+
+def clopper_pearson(failures: int, trials: int) -> tuple[float, float]:
+    """Exact lower and upper limits of a failure probability, each at level 1e-6."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(failures, trials).proportion_ci(confidence_level=1 - 2 * LEVEL, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def judge(failures: int, low: float, high: float, claim: float, provable: bool) -> str:
+    """The verdict on "the failure probability is at most `claim`"."""
+    if failures if claim == 0 else low > claim:
+        return FAILS
+    return HOLDS if provable and (claim == 0 or high <= claim) else NOT_REFUTED
+
+
+def trials_to_hold(claim: float) -> int:
+    """How many trials without a failure it takes to conclude *holds*: the least t with (1 - claim)^t <= 1e-6."""
+    return math.ceil(math.log(LEVEL) / math.log1p(-claim))
