@@ -1,0 +1,55 @@
+# Each target does all set-up from a bare Python, in .venv; a second run starts at once.
+#   make verify   check the paper's statements, write the report to report/
+#   make test     run the tests
+#   make docs     build the pages to docs/_build/
+#   make lint     ruff
+#   make types    mypy, on the package as a user installs it
+#   make clean    remove everything these targets made
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+PIP := -m pip --quiet --quiet --disable-pip-version-check
+SOURCES = $(wildcard hyperattention_ref/*.py hyperattention_ref/data/* backends/*.py proofs_checks/*.py)
+
+.PHONY: verify test docs lint types clean
+
+verify: .venv/report.installed
+	.venv/bin/hyperattention verify --out report
+
+test: .venv/test.installed
+	.venv/bin/pytest
+
+docs: .venv/docs.installed
+	.venv/bin/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+	@echo "built docs/_build/index.html"
+
+lint: .venv/lint.installed
+	.venv/bin/ruff check .
+
+# mypy does not follow an editable install: it looks at the installed wheel, away from the source folders.
+types: .venv-wheel/installed
+	cd build && ../.venv-wheel/bin/mypy --config-file ../pyproject.toml --package hyperattention_ref
+
+clean:
+	rm -rf .venv .venv-wheel build docs/_build report hyperattention_ref.egg-info
+	rm -rf .hypothesis .pytest_cache .ruff_cache
+
+.venv/%.installed: pyproject.toml .venv/pyvenv.cfg
+	@echo "installing hyperattention-ref[$*] into .venv"
+	@.venv/bin/python $(PIP) install --editable ".[$*]"
+	@touch $@
+
+.venv-wheel/installed: pyproject.toml $(SOURCES) .venv-wheel/pyvenv.cfg
+	@echo "building the wheel and installing it into .venv-wheel"
+	@rm -rf build
+	@.venv-wheel/bin/python $(PIP) wheel --no-deps --wheel-dir build .
+	@.venv-wheel/bin/python $(PIP) install "$$(ls build/*.whl)[test,lint]"
+	@.venv-wheel/bin/python $(PIP) install --force-reinstall --no-deps build/*.whl
+	@touch $@
+
+.venv/pyvenv.cfg .venv-wheel/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is missing or older than Python 3.11; name a newer one, such as PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	    echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(@D)
