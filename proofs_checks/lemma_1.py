@@ -28,11 +28,11 @@ def check(settings: Settings):
 def samples_asked(n: int, kappa: float, alpha: float, epsilon: float, op_norm: float) -> float:
     """min(m_1, m_2) of the page "theory", 9.1: m with which (6) holds with probability 1 - 3/n².
 
-    m_1 = ([45.3 α √(κ ln n)/ε (5.63 + 1.42 (κ-1)²) + (κ²-1)² √(2 α ln n)] / (0.2295 ε² ‖P‖_op²))², and with
+    m_1 = ([45.3 α √(κ ln n)/ε (4.28 + 1.42 (κ-1)²) + (κ²-1)² √(2 α ln n)] / (0.2295 ε² ‖P‖_op²))², and with
     m_2 = max(n, 2048 κ n ln n / ε²) nothing is ever capped.
     """
     log_n = math.log(max(n, 2))
-    spread = 45.3 * alpha * math.sqrt(kappa * log_n) / epsilon * (5.63 + 1.42 * (kappa - 1) ** 2)
+    spread = 45.3 * alpha * math.sqrt(kappa * log_n) / epsilon * (4.28 + 1.42 * (kappa - 1) ** 2)
     rest = (kappa**2 - 1) ** 2 * math.sqrt(2 * alpha * log_n)
     m_1 = ((spread + rest) / (0.2295 * epsilon**2 * op_norm**2)) ** 2
     m_2 = max(n, 2048 * kappa * n * log_n / epsilon**2)
