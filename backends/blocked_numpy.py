@@ -90,7 +90,8 @@ def rectangle_attention(q, k, v, rectangle, scale):
     for u, view in enumerate(rectangle.views):
         earlier = covered(blocks[:u])
         for block in range(view.n_blocks):
-            softmax.attend(*view.block(block), excluded=earlier)
+            rows, keys = view.block(block)
+            softmax.attend(rows, keys, excluded=earlier)
     softmax.attend(every, rectangle.sampled_keys, rectangle.log_weights, excluded=covered(blocks))
     return softmax.finish()
 

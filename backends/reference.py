@@ -34,7 +34,8 @@ class Reference:
     def planned_attention(self, q, k, v, plan, *, scale):
         out, lse = _results(q, v)
         for index, head_plan, *head in each_head(plan, q, k, v):
-            out[index], lse[index] = self._head(*(x.astype(np.float64) for x in head), head_plan, scale)
+            q1, k1, v1 = (x.astype(np.float64) for x in head)
+            out[index], lse[index] = self._head(q1, k1, v1, head_plan, scale)
         return out, lse
 
     def _head(self, q, k, v, head_plan, scale):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 
 from hyperattention_ref import backends, inputs
@@ -110,7 +112,7 @@ def hyper_attention(
 
 def _only_the_plan(rng, recipe: dict) -> None:
     """Refuse arguments that a given plan would silently overrule."""
-    defaults = hyper_attention.__kwdefaults__
-    given = ["rng"] * (rng is not None) + [name for name, x in recipe.items() if x != defaults[name]]
+    parameters = inspect.signature(hyper_attention).parameters
+    given = ["rng"] * (rng is not None) + [name for name, x in recipe.items() if x != parameters[name].default]
     if given:
         raise ValueError(f"plan and {', '.join(given)} are both given; the plan decides these: pass only the plan")

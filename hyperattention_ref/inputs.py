@@ -54,6 +54,7 @@ def value(v, n_k: int) -> np.ndarray:
 
 
 def causal_lengths(n_q: int, n_k: int) -> None:
+    """Refuse causal attention of unequal lengths."""
     if n_q != n_k:
         raise ValueError(
             f"is_causal with {n_q} queries and {n_k} keys; causal attention is defined for n_q == n_k here: "

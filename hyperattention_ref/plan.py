@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -228,7 +229,7 @@ class Plan:
         partial = path.with_name(path.name + ".partial")
         try:
             with open(partial, "wb") as file:
-                np.savez(file, **self.to_arrays())
+                np.savez(file, **self.to_arrays())  # type: ignore[arg-type]  # its keyword allow_pickle is none of ours
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -269,12 +270,13 @@ class Plan:
         for h in range(int(np.prod(shape, dtype=int))):
             rectangles = []
             for r, (first, stop, key_first, key_stop) in enumerate(arrays[f"{h}/places"].tolist()):
-                views = [
-                    BlockMask(*(arrays[f"{h}/{r}/{u}/{name}"] for name in VIEW_ARRAYS))
+                views = tuple(
+                    BlockMask(**{name: arrays[f"{h}/{r}/{u}/{name}"] for name in VIEW_ARRAYS})
                     for u in range(arrays[f"{h}/views"][r])
-                ]
-                keys = (arrays[f"{h}/{r}/{name}"] for name in KEY_ARRAYS)
-                rectangles.append(Rectangle(stop - first, key_stop - key_first, views, *keys, first, key_first))
+                )
+                keys: dict[str, Any] = {name: arrays[f"{h}/{r}/{name}"] for name in KEY_ARRAYS}
+                place = {"query_start": first, "key_start": key_first}
+                rectangles.append(Rectangle(stop - first, key_stop - key_first, views, **keys, **place))
             heads.append(HeadPlan(n_q, n_k, tuple(rectangles), tuple(arrays[f"{h}/leaves"].tolist())))
         return cls(shape, tuple(heads))
 

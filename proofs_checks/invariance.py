@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import hyperattention_ref as hr
@@ -28,7 +30,7 @@ def unchanged(transformation: str, problem, query, key):
     before = hr.hardness(problem.query, problem.key, problem.mask, scale=problem.scale, rng=0)
     after = hr.hardness(query, key, problem.mask, scale=problem.scale, rng=0)
     p = hr.attention_probabilities(problem.query, problem.key, scale=problem.scale)
-    common = {
+    common: dict[str, Any] = {
         "paper": "9.2, derived",
         "hypothesis": {"row scaling": "rows of A times e^U[0,20]", "key shift": "one vector added to every key"}[
             transformation

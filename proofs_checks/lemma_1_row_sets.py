@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import hyperattention_ref as hr
@@ -24,7 +26,7 @@ def check(settings: Settings):
             left.append(hr.operator_norm(rows) ** 2)
             middle.append(np.abs(rows).sum(axis=0).max() * np.abs(rows).sum(axis=1).max())
             right.append(np.sqrt(size * dense.alpha / dense.n))
-        common = {
+        common: dict[str, Any] = {
             "paper": "Lemma 1, proof (9.1)",
             "hypothesis": "W is any set of rows",
             "family": problem.name,

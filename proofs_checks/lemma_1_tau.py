@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def verdicts(settings: Settings, dense: Dense, family: str):
         floors.append(np.exp(np.max((log_base - dense.log_d)[open_rows])))
         below.append(larger.sum())
         above.append(np.exp(np.max((dense.log_d - log_base - power)[open_rows])))
-    common = {
+    common: dict[str, Any] = {
         "paper": "Lemma 1, proof (9.1)",
         "family": family,
         "n": dense.n,

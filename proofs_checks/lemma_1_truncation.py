@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
@@ -30,7 +32,7 @@ def verdicts(settings: Settings, dense: Dense, family: str):
         levels = [(f > level, level) for level in 0.5 ** np.arange(1, 12)]
         counts.append(max((rows.sum() * level * cap[rows].min() for rows, level in levels if rows.any()), default=0.0))
         removed.append(float(f.max()))
-    common = {"paper": "Lemma 1, proof (9.1)", "family": family, "n": dense.n, "m_used": M}
+    common: dict[str, Any] = {"paper": "Lemma 1, proof (9.1)", "family": family, "n": dense.n, "m_used": M}
     measured = dense.hardness() | {"largest f_i": max(removed)}
     yield Verdict(
         name="a truncated row is heavy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def verdicts(settings: Settings, dense: Dense, family: str):
         result = dense.approx_d(epsilon=settings.epsilon, m=m, cap_constant=math.inf, rng=rng)
         rows.append(np.max(np.abs(np.expm1(result.log_d - dense.log_d))))
         norms.append(dense.diagonal_error(result.log_d))
-    common = {
+    common: dict[str, Any] = {
         "paper": "Lemma 1, usable version (9.1, derived)",
         "hypothesis": "no cap; m at least the bound computed from the row variances",
         "family": family,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import hyperattention_ref as hr
@@ -27,7 +29,7 @@ def draws(settings: Settings, dense: Dense, family: str):
     m = 5000 * settings.trials
     sample = hr.row_norm_sample(dense.value, m, settings.rng("lemma 2, law", family))
     limits = np.array([clopper_pearson(int(hits), m) for hits in np.bincount(sample.indices, minlength=dense.n)])
-    common = {
+    common: dict[str, Any] = {
         "paper": "Lemma 2",
         "hypothesis": "values with zero rows and uneven norms",
         "family": family,
@@ -65,7 +67,12 @@ def moments(dense: Dense, family: str):
     mean = np.tensordot(p, outcomes, axes=1)
     second = float(p @ [np.sum((outcome - x @ v) ** 2) for outcome in outcomes])
     formula = float(squares.sum() * np.sum(x[:, drawn] ** 2) - np.sum((x @ v) ** 2))
-    common = {"paper": "Lemma 2; derived", "hypothesis": "m = 1, all outcomes summed", "family": family, "n": dense.n}
+    common: dict[str, Any] = {
+        "paper": "Lemma 2; derived",
+        "hypothesis": "m = 1, all outcomes summed",
+        "family": family,
+        "n": dense.n,
+    }
     yield Verdict(
         name="Lemma 2, unbiased",
         statement="E[X SᵀS V] = X V; left is the largest entry of the difference.",

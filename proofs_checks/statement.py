@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Verdict(Result):
     name, paper : the statement's short name and the paper item or derivation it belongs to.
     statement, hypothesis : in words.
     family : the inputs.
-    left, right : (trials,) both sides of the inequality left <= right, in every trial.
+    left, right : both sides of the inequality left <= right, in every trial; kept as (trials,) float64 arrays.
     claim : the failure probability that the statement allows; 0 for a deterministic statement.
     provable : False for a deterministic statement that trials can refute but not prove.
     expected : "holds", "fails" for a counterexample, or None where nothing is promised and the outcome is information.
@@ -81,8 +82,8 @@ class Verdict(Result):
     statement: str
     hypothesis: str
     family: str
-    left: np.ndarray
-    right: np.ndarray
+    left: Any
+    right: Any
     claim: float = 0.0
     provable: bool = True
     expected: str | None = HOLDS
