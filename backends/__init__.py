@@ -93,6 +93,8 @@ def select(backend, query) -> Backend:
     if isinstance(backend, str):
         return get_backend(backend)
     if isinstance(backend, Backend) and not isinstance(backend, type):
+        if reason := backend.unavailable():
+            raise ValueError(f"backend {backend.name!r} cannot run here: {reason}")
         return backend
     raise TypeError(f"backend is {backend!r}; it must be None, a name or an object with the attributes of Backend")
 
@@ -107,6 +109,6 @@ def each_head(plan_or_none, *arrays: np.ndarray):
 def _try_load(loader: Callable[[], type]) -> tuple[Any, str | None]:
     try:
         backend = loader()()
+        return backend, backend.unavailable()
     except Exception as error:  # a broken plug-in must not take the others with it; its reason is shown instead
         return None, f"{type(error).__name__}: {error}"
-    return backend, backend.unavailable()

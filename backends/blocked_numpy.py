@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from hyperattention_ref.backends import each_head
-from hyperattention_ref.definition_1 import gray_rank
+from hyperattention_ref.definition_1 import gray_rank, scaled_rows
 from hyperattention_ref.merge import merge_attention
 
 TILE_QUERIES, TILE_KEYS = 512, 1024  # a tile of logits is at most 4 MB in float64
@@ -24,11 +24,12 @@ class BlockedNumpy:
         return None
 
     def hash_codes(self, x, planes):
-        planes = planes.astype(_working_type(x))
+        work = _working_type(x)
+        planes = scaled_rows(planes).astype(work)
         codes = np.empty(x.shape[:-1], dtype=np.int64)
         for index, _, rows in each_head(None, x):
             for tile in _tiles(len(rows), TILE_QUERIES):
-                codes[index][tile] = gray_rank(rows[tile].astype(planes.dtype, copy=False) @ planes.T > 0)
+                codes[index][tile] = gray_rank(scaled_rows(rows[tile].astype(work, copy=False)) @ planes.T > 0)
         return codes
 
     def exact_attention(self, q, k, v, *, scale, is_causal):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy import inf, logaddexp, minimum
@@ -116,12 +117,10 @@ def approx_d(
     into T, so that τ > 0 whenever a row needs it. All sums are kept as logarithms.
     """
     q, k = inputs.query_key(q, k)
-    scale = inputs.finite("scale", scale)
+    given = checked(kappa=kappa, epsilon=epsilon, m=m, alpha=alpha, scale=scale, cap_constant=cap_constant)
+    kappa, epsilon, m, alpha, scale, gamma = given.values()
     inputs.logit_range(q, k, scale)
-    kappa, epsilon = inputs.at_least("kappa", kappa, 1.0), inputs.positive("epsilon", epsilon)
-    alpha = None if alpha is None else inputs.positive("alpha", alpha)
-    gamma = inputs.positive("cap_constant", cap_constant, allow_infinite=True)
-    m, pilot_size = inputs.count("m", m), inputs.count("pilot_size", pilot_size)
+    pilot_size = inputs.count("pilot_size", pilot_size)
     n_q, n_k = len(q), len(k)
     mask = dense_mask(mask, n_q, n_k)
     rng = inputs.generator(rng)
@@ -161,15 +160,22 @@ def approx_d(
         log_pilot=log_pilot,
         n_capped=int(np.sum(unmasked & (drawn > log_caps[:, None]))),
         n_floored=int(np.sum(~covered & (log_estimate < log_floor))),
-        kappa=kappa,
-        epsilon=epsilon,
-        alpha=alpha,
-        m=m,
-        cap_constant=gamma,
-        scale=scale,
+        **given,
         meets_epsilon=epsilon > kappa**-4,
         meets_alpha=None if alpha is None else alpha > epsilon**2 * kappa,
     )
+
+
+def checked(*, kappa, epsilon, m, alpha, scale, cap_constant) -> dict[str, Any]:
+    """The arguments of Algorithm 2, each refused where it makes no sense."""
+    return {
+        "kappa": inputs.at_least("kappa", kappa, 1.0),
+        "epsilon": inputs.positive("epsilon", epsilon),
+        "m": inputs.count("m", m),
+        "alpha": None if alpha is None else inputs.positive("alpha", alpha),
+        "scale": inputs.finite("scale", scale),
+        "cap_constant": inputs.positive("cap_constant", cap_constant, allow_infinite=True),
+    }
 
 
 def log_cap_factor(n_q: int, n_k: int, m: int, epsilon: float, gamma: float) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from hyperattention_ref import inputs
 from hyperattention_ref.algorithm_1 import sort_lsh
-from hyperattention_ref.algorithm_2 import ApproxDResult, approx_d, log_sum_exp
+from hyperattention_ref.algorithm_2 import ApproxDResult, approx_d, checked, log_sum_exp
 from hyperattention_ref.lemma_2 import RowNormSample, row_norm_sample, sampled_product
 from hyperattention_ref.plan import causal_tiling
 from hyperattention_ref.results import Result
@@ -75,29 +75,19 @@ def causal_approx_d(
     """
     q, k = inputs.query_key(q, k)
     inputs.causal_lengths(len(q), len(k))
+    given = checked(kappa=kappa, epsilon=epsilon, m=m, alpha=alpha, scale=scale, cap_constant=cap_constant)
+    inputs.logit_range(q, k, given["scale"])
     rng = inputs.generator(rng)
     leaves, rectangles = causal_tiling(len(q), min_seq_len)
     log_d, parts = np.empty(len(q)), []
     # the recursion ends: a leaf is computed exactly
     for a, c in leaves:
-        log_d[a:c] = log_sum_exp(inputs.finite("scale", scale) * q[a:c] @ k[a:c].T, where=np.tri(c - a, dtype=bool))
+        log_d[a:c] = log_sum_exp(given["scale"] * q[a:c] @ k[a:c].T, where=np.tri(c - a, dtype=bool))
     for a, split, c in rectangles:
         # D̃_21 from Algorithm 2 on the rectangle A_21 = exp(Q_2 K_1^T)
         q2, k1 = q[split:c], k[a:split]
         mask = None if block_size is None else sort_lsh(q2, k1, block_size, lsh_bits=lsh_bits, rng=rng)
-        part = approx_d(
-            q2,
-            k1,
-            mask,
-            kappa=kappa,
-            epsilon=epsilon,
-            m=m,
-            alpha=alpha,
-            scale=scale,
-            cap_constant=cap_constant,
-            rescale_rows=rescale_rows,
-            rng=rng,
-        )
+        part = approx_d(q2, k1, mask, **given, rescale_rows=rescale_rows, rng=rng)
         # D̃ = diag(D̃_11, D̃_22 + D̃_21)
         log_d[split:c] = np.logaddexp(log_d[split:c], part.log_d)
         parts.append(part)

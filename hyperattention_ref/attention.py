@@ -7,6 +7,7 @@ import inspect
 import numpy as np
 
 from hyperattention_ref import backends, inputs
+from hyperattention_ref.plan import Plan
 from hyperattention_ref.recipe import make_plan
 
 
@@ -49,6 +50,7 @@ def hyper_attention(
     *,
     is_causal: bool = False,
     scale=None,
+    recipe=None,
     block_size: int = 256,
     sample_size: int = 256,
     lsh_bits: int = 8,
@@ -63,7 +65,7 @@ def hyper_attention(
 
     Paper: the practical algorithm of the experiments. sortLSH pairs queries with keys and attends exactly inside the
     blocks; m uniformly sampled keys stand for all other keys; the two parts are merged. Causal attention applies this
-    to the rectangles of Algorithm 4.
+    to the rectangles of Algorithm 4. Derived: `recipe` finds the large entries or samples the others in another way.
 
     Parameters
     ----------
@@ -72,12 +74,14 @@ def hyper_attention(
     v : (..., n_k, d_v) array.
     is_causal : query i sees the keys 0 .. i only; needs n_q == n_k.
     scale : multiplies the logits; None means 1/sqrt(d).
+    recipe : None for the paper's with the next three arguments; or a `Recipe` or the name of one, which replaces
+        them; see `make_plan`.
     block_size : b, keys in a block.
     sample_size : m, sampled keys.
     lsh_bits : r, bits of the hash.
     min_seq_len : causal ranges up to this length are computed exactly.
     rng : None, an integer seed or a numpy.random.Generator; must be None when a plan is given.
-    plan : a Plan made for these shapes; it replaces block_size, sample_size, lsh_bits, min_seq_len and rng.
+    plan : a Plan made for these shapes; it replaces recipe, block_size, sample_size, lsh_bits, min_seq_len and rng.
     backend : None, a name or an instance; see `backends.select`.
     return_lse : return (out, lse), lse the estimated log of the softmax denominator, (..., n_q).
     enable_gqa : query heads (axis -3) share key and value heads, as in grouped-query attention.
@@ -89,30 +93,40 @@ def hyper_attention(
 
     Notes
     -----
-    Cost O(n (b + m) (d + d_v) + n r d + n log n) for each head, times log n when causal; memory O(n d).
+    Cost O(n (b + m) (d + d_v) + n r d + n log n) for each head, times log n when causal; memory O(n d). For other
+    recipes b + m is their number of keys per query, and a pilot adds the price of its rows, see `Recipe`.
     The sum over sampled keys is unbiased for numerator and denominator, their ratio biased by O(1/m).
     Differs from Algorithm 3: one uniform sample serves the denominator and the product, there is no cap, no floor,
     and the row norms of V are not used; see `literal_hyper_attention`.
     """
     chosen = backends.select(backend, q)
     lead = np.shape(q)[:-2]
-    recipe = {"block_size": block_size, "sample_size": sample_size, "lsh_bits": lsh_bits, "min_seq_len": min_seq_len}
+    decisions = {
+        "rng": rng,
+        "recipe": recipe,
+        "block_size": block_size,
+        "sample_size": sample_size,
+        "lsh_bits": lsh_bits,
+        "min_seq_len": min_seq_len,
+    }
     if plan is None:
-        plan = make_plan(q, k, is_causal=is_causal, rng=rng, backend=chosen, enable_gqa=enable_gqa, **recipe)
+        plan = make_plan(q, k, is_causal=is_causal, scale=scale, backend=chosen, enable_gqa=enable_gqa, **decisions)
     else:
-        _only_the_plan(rng, recipe)
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan is a {type(plan).__name__}; it must be a Plan, from make_plan or Plan.from_orders")
+        _only_the_plan(decisions)
     q, k, v = inputs.heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, v)
-    plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal)
+    plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal, q.dtype)
     out, lse = chosen.planned_attention(q, k, v, plan, scale=scale)
     out, lse = out.reshape(*lead, *out.shape[-2:]), lse.reshape(*lead, lse.shape[-1])
     return (out, lse) if return_lse else out
 
 
-def _only_the_plan(rng, recipe: dict) -> None:
+def _only_the_plan(decisions: dict) -> None:
     """Refuse arguments that a given plan would silently overrule."""
     parameters = inspect.signature(hyper_attention).parameters
-    given = ["rng"] * (rng is not None) + [name for name, x in recipe.items() if x != parameters[name].default]
+    given = [name for name, x in decisions.items() if x != parameters[name].default]
     if given:
         raise ValueError(f"plan and {', '.join(given)} are both given; the plan decides these: pass only the plan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -52,6 +53,7 @@ class BlockMask:
         query_order = _permutation("query_order", query_order)
         key_order = _permutation("key_order", key_order)
         n_q, n_k = query_order.size, key_order.size
+        b = min(b, n_k)  # a larger block holds the same keys, and b may exceed the integers of NumPy
         blocks = -(-n_k // b)
         query_block = (np.arange(n_q) * n_k // n_q) // b
         query_offsets = np.searchsorted(query_block, np.arange(blocks + 1))
@@ -80,11 +82,19 @@ class BlockMask:
         return int(np.diff(self.query_offsets) @ np.diff(self.key_offsets))
 
     def query_blocks(self) -> np.ndarray:
-        """(n_q,) block number of every query."""
-        return _block_numbers(self.query_order, self.query_offsets)
+        """(n_q,) int32 block number of every query."""
+        return self._query_blocks
 
     def key_blocks(self) -> np.ndarray:
-        """(n_k,) block number of every key."""
+        """(n_k,) int32 block number of every key."""
+        return self._key_blocks
+
+    @cached_property
+    def _query_blocks(self) -> np.ndarray:
+        return _block_numbers(self.query_order, self.query_offsets)
+
+    @cached_property
+    def _key_blocks(self) -> np.ndarray:
         return _block_numbers(self.key_order, self.key_offsets)
 
     def block(self, u: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +105,11 @@ class BlockMask:
 
     def toarray(self) -> np.ndarray:
         """The dense (n_q, n_k) boolean matrix M."""
-        return self.query_blocks()[:, None] == self.key_blocks()[None, :]
+        return self.rows(np.arange(self.n_q))
+
+    def rows(self, queries) -> np.ndarray:
+        """The rows of M that belong to these queries, (len(queries), n_k) boolean."""
+        return self.query_blocks()[queries][:, None] == self.key_blocks()
 
     def __repr__(self) -> str:
         return f"BlockMask(n_q={self.n_q}, n_k={self.n_k}, n_blocks={self.n_blocks}, nnz={self.nnz})"
@@ -151,6 +165,7 @@ def index_array(name: str, x) -> np.ndarray:
 
 
 def _block_numbers(order: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    numbers = np.empty(order.size, dtype=np.int64)
-    numbers[order] = np.repeat(np.arange(offsets.size - 1), np.diff(offsets))
+    numbers = np.empty(order.size, dtype=np.int32)
+    numbers[order] = np.repeat(np.arange(offsets.size - 1, dtype=np.int32), np.diff(offsets))
+    numbers.setflags(write=False)
     return numbers

@@ -28,8 +28,17 @@ def hamming_sorted_lsh(x, planes) -> np.ndarray:
     x, planes = inputs.floating("x", x), _planes(planes)
     if x.ndim < 2 or x.shape[-1] != planes.shape[1]:
         raise ValueError(f"x has shape {x.shape}; it must be (..., n, d) with d = {planes.shape[1]} as planes have")
-    bits = x.astype(np.float64) @ planes.T > 0  # the zero vector has no bit set
+    bits = scaled_rows(x.astype(np.float64)) @ scaled_rows(planes).T > 0  # the zero vector has no bit set
     return gray_rank(bits)
+
+
+def scaled_rows(x) -> np.ndarray:
+    """Each row times a power of two that brings its largest entry into [1/2, 1): no dot product leaves the range.
+
+    Hashing asks for signs only, and this keeps them; a row of zeros stays.
+    """
+    _, exponent = np.frexp(np.abs(x).max(axis=-1, keepdims=True))
+    return np.ldexp(x, -exponent)
 
 
 def gray_rank(bits) -> np.ndarray:

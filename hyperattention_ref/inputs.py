@@ -7,6 +7,7 @@ finite floating-point arrays of matching shapes.
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 
 import numpy as np
@@ -62,16 +63,16 @@ def causal_lengths(n_q: int, n_k: int) -> None:
         )
 
 
-def heads(q, k, v=None, *, is_causal: bool = False, enable_gqa: bool = False):
-    """Heads `(..., n, d)` of one dtype, grouped-query heads unfolded by views.
+def heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False):
+    """Heads `(..., n, d)` of one dtype, grouped-query heads unfolded by views; `v` is left out where there is none.
 
     Returns
     -------
     query, key, value : arrays of equal leading shape. With `enable_gqa` and group size g the query `(..., h, n_q, d)`
         is viewed as `(..., h/g, g, n_q, d)` and key and value are broadcast along g with stride 0, nothing is copied.
-        `value` is None if it was.
+        `value` is None if it was left out.
     """
-    named = [("query", q), ("key", k)] + ([] if v is None else [("value", v)])
+    named = [("query", q), ("key", k)] + ([] if v is ... else [("value", v)])
     arrays = [floating(name, x) for name, x in named]
     for (name, _), x in zip(named, arrays, strict=True):
         if x.ndim < 2 or 0 in x.shape:
@@ -91,7 +92,7 @@ def heads(q, k, v=None, *, is_causal: bool = False, enable_gqa: bool = False):
                 f"query has leading shape {arrays[0].shape[:-2]} and {name} has {x.shape[:-2]}; "
                 f"they must be equal{hint}"
             )
-    return (*arrays, None) if v is None else tuple(arrays)
+    return (*arrays, None) if v is ... else tuple(arrays)
 
 
 def _matching(q, k, v=None) -> None:
@@ -125,7 +126,7 @@ def logit_range(q, k, scale: float, v=None) -> None:
     """Refuse inputs whose logits or weighted sums could overflow the working type (float32 for float16)."""
     limit = float(np.finfo(np.promote_types(q.dtype, np.float32)).max) / 4
     top = [max(abs(float(x.min())), abs(float(x.max()))) for x in (q, k)]
-    if not top[0] * top[1] * q.shape[-1] * max(1.0, abs(scale)) <= limit:
+    if not (abs(scale) <= limit and top[0] * top[1] * q.shape[-1] * max(1.0, abs(scale)) <= limit):
         raise ValueError(
             f"logits may overflow {q.dtype}: max|query| = {top[0]:.3g}, max|key| = {top[1]:.3g}, "
             f"scale = {scale:.3g}, d = {q.shape[-1]}; rescale query and key, or pass float64"
@@ -138,10 +139,9 @@ def logit_range(q, k, scale: float, v=None) -> None:
 
 def finite(name: str, x) -> float:
     """A finite real number as a float."""
-    try:
-        x = float(x)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {x!r}; it must be a real number") from None
+    if isinstance(x, bool | np.bool_) or not isinstance(x, numbers.Real):
+        raise TypeError(f"{name} is {x!r}; it must be a real number")
+    x = float(x)
     if not math.isfinite(x):
         raise ValueError(f"{name} is {x}; it must be finite")
     return x
@@ -157,7 +157,7 @@ def at_least(name: str, x, low: float) -> float:
 
 def positive(name: str, x, *, allow_infinite: bool = False) -> float:
     """A positive real number, finite unless said otherwise."""
-    if allow_infinite and x == math.inf:
+    if allow_infinite and isinstance(x, float | np.floating) and x == math.inf:
         return math.inf
     x = finite(name, x)
     if not x > 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 NEUTRAL = (0.0, -np.inf)
@@ -19,6 +21,10 @@ def merge_attention(first, second):
         out : (..., n, d_v), softmax-weighted mean of the values of a set of keys.
         lse : (..., n), log of the sum of exp(logits) over that set; minus infinity for an empty set.
 
+    Raises
+    ------
+    TypeError, ValueError : what is no pair, shapes that do not fit, a log-sum-exp that is NaN or plus infinity.
+
     Returns
     -------
     (out, lse) : lse = log(e^{lse_1} + e^{lse_2}), out = (e^{lse_1} out_1 + e^{lse_2} out_2) / e^{lse}.
@@ -28,7 +34,9 @@ def merge_attention(first, second):
     Commutative bit for bit; associative up to rounding; merging with `NEUTRAL` changes nothing. Two empty sets give
     (0, minus infinity), never NaN. Cost O(n d_v).
     """
-    (out_1, lse_1), (out_2, lse_2) = first, second
+    (out_1, lse_1), (out_2, lse_2) = _pair("first", first), _pair("second", second)
+    if np.ndim(out_1) and np.ndim(out_2) and out_1.shape != out_2.shape:
+        raise ValueError(f"out of first has shape {out_1.shape} and of second {out_2.shape}; they must be equal")
     top = np.maximum(lse_1, lse_2)
     top = np.where(np.isneginf(top), 0, top).astype(np.result_type(lse_1, lse_2), copy=False)
     weight_1, weight_2 = np.exp(lse_1 - top), np.exp(lse_2 - top)
@@ -38,3 +46,18 @@ def merge_attention(first, second):
     total = np.where(total > 0, total, 1).astype(total.dtype, copy=False)
     out = (weight_1[..., None] * out_1 + weight_2[..., None] * out_2) / total[..., None]
     return out, lse
+
+
+def _pair(name: str, pair) -> tuple[Any, Any]:
+    """(out, lse) as arrays that fit each other; `NEUTRAL` stays a pair of scalars, which fits all shapes and types."""
+    try:
+        out, lse = (np.asarray(x) for x in pair)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is no pair of arrays; it must be (out, lse)") from None
+    if lse.shape != out.shape[:-1] or (out.ndim == 0 and not np.isneginf(lse)):
+        raise ValueError(
+            f"{name} has out of shape {out.shape} and lse of shape {lse.shape}; they must be (..., n, d_v) and (..., n)"
+        )
+    if not np.all(lse < np.inf):
+        raise ValueError(f"lse of {name} has NaN or plus infinity; it must be finite, or minus infinity for no key")
+    return (out, lse) if out.ndim else NEUTRAL

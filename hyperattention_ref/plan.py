@@ -7,8 +7,8 @@ same Plan, all backends agree within rounding.
 
 from __future__ import annotations
 
+import operator
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,10 +88,14 @@ class Rectangle:
 
     def toarray(self) -> np.ndarray:
         """The dense (n_q, n_k) boolean mask M of exactly computed pairs."""
-        mask = np.zeros((self.n_q, self.n_k), dtype=bool)
+        return self.rows(np.arange(self.n_q))
+
+    def rows(self, queries) -> np.ndarray:
+        """The rows of M that belong to these queries, (len(queries), n_k) boolean."""
+        mask = np.zeros((len(queries), self.n_k), dtype=bool)
         mask[:, self.exact_keys] = True
         for view in self.views:
-            mask |= view.toarray()
+            mask |= view.rows(queries)
         return mask
 
     @property
@@ -123,7 +127,7 @@ class HeadPlan:
 
     def __post_init__(self):
         object.__setattr__(self, "rectangles", tuple(self.rectangles))
-        object.__setattr__(self, "leaves", tuple((int(a), int(c)) for a, c in self.leaves))
+        object.__setattr__(self, "leaves", tuple((_index(a), _index(c)) for a, c in self.leaves))
         if self.is_causal:
             _check_causal_tiling(self)
         elif len(self.rectangles) != 1 or _place(self.rectangles[0]) != (0, self.n_q, 0, self.n_k):
@@ -134,6 +138,20 @@ class HeadPlan:
     @property
     def is_causal(self) -> bool:
         return bool(self.leaves)
+
+    def rows(self, queries) -> np.ndarray:
+        """For these queries the pairs that are computed exactly, (len(queries), n_k) boolean; leaves are exact."""
+        queries = np.asarray(queries)
+        mask = np.zeros((len(queries), self.n_k), dtype=bool)
+        for a, c in self.leaves:
+            inside = (a <= queries) & (queries < c)
+            mask[inside, a:c] = np.arange(a, c) <= queries[inside, None]
+        for rectangle in self.rectangles:
+            first, stop, key_first, key_stop = _place(rectangle)
+            inside = (first <= queries) & (queries < stop)
+            if inside.any():
+                mask[inside, key_first:key_stop] = rectangle.rows(queries[inside] - first)
+        return mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,13 +233,17 @@ class Plan:
             raise ValueError(f"plans have shapes {sorted(shapes)}; stack needs at least one, all of one shape")
         return cls((len(plans), *shapes.pop()), tuple(head for plan in plans for head in plan.heads))
 
-    def check_fits(self, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool) -> None:
-        """Refuse inputs that this plan was not made for."""
+    def check_fits(self, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool, dtype=np.float64) -> None:
+        """Refuse inputs that this plan was not made for; `dtype` is the type that must hold its log-weights."""
         have = {"heads": self.shape, "n_q": self.n_q, "n_k": self.n_k, "is_causal": self.is_causal}
         need = {"heads": tuple(lead), "n_q": n_q, "n_k": n_k, "is_causal": bool(is_causal)}
         wrong = [f"{key} = {have[key]} but the call has {need[key]}" for key in have if have[key] != need[key]]
         if wrong:
             raise ValueError(f"the plan was made for {'; '.join(wrong)}: make a plan for these inputs")
+        work = np.promote_types(dtype, np.float32)
+        largest = max((np.abs(r.log_weights).max(initial=0) for head in self.heads for r in head.rectangles), default=0)
+        if not largest <= np.finfo(work).max / 4:
+            raise ValueError(f"log_weights of the plan reach {largest:.3g} and may overflow {work}; use smaller ones")
 
     def save(self, path) -> None:
         """Write the plan to one `.npz` file, by way of a temporary file that is renamed."""
@@ -237,11 +259,12 @@ class Plan:
     @classmethod
     def load(cls, path) -> Plan:
         """Read and validate a plan that `save` wrote. No pickle is involved."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls.from_arrays(dict(file))
-        except (KeyError, zipfile.BadZipFile, AttributeError) as error:
-            raise ValueError(f"{path} holds no plan ({error!r}); it must be a file written by Plan.save") from None
+        with open(path, "rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as arrays:
+                    return cls.from_arrays(dict(arrays))
+            except Exception as error:  # a file that is damaged or something else can fail in any way while it is read
+                raise ValueError(f"{path} holds no valid plan ({error}); it must be a file from Plan.save") from error
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The plan as named arrays, the content of its file."""
@@ -315,6 +338,14 @@ def causal_tiling(n: int, min_seq_len: int):
 def split_point(a: int, c: int) -> int:
     """a + ceil((c - a)/2): the left half of an odd range is the longer one, so that no row is padded."""
     return a + -(-(c - a) // 2)
+
+
+def _index(x) -> int:
+    """An end of a leaf as an int; the tiling is checked afterwards."""
+    try:
+        return operator.index(x)
+    except TypeError:
+        raise TypeError(f"a leaf has the end {x!r}; its ends must be integers") from None
 
 
 def _place(rectangle: Rectangle) -> tuple[int, int, int, int]:

@@ -1,0 +1,116 @@
+"""Exact rows of an attention matrix, a panel at a time: what every estimate from a few rows is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hyperattention_ref import inputs
+from hyperattention_ref.block_mask import BlockMask, dense_mask
+from hyperattention_ref.plan import HeadPlan, Plan, Rectangle
+
+PANEL = 32
+"""Rows in a panel: 16 MB of float32 logits at 131072 keys."""
+
+DEFAULT_ROWS = 1024
+STREAM = 0x726F7773  # the place of the drawn rows among all streams of one seed
+
+
+class RowPanel(NamedTuple):
+    """Some rows of A and of P = D^-1 A.
+
+    Attributes
+    ----------
+    rows : (r,) the query indices.
+    logits : (r, n_k) log A, of the dtype of the inputs; -inf where a pair does not exist.
+    log_sums : (r,) float64, log D_ii.
+    probabilities : (r, n_k) rows of P, of the dtype of the inputs.
+    """
+
+    rows: np.ndarray
+    logits: np.ndarray
+    log_sums: np.ndarray
+    probabilities: np.ndarray
+
+
+def attention_rows(q, k, rows, *, scale: float, is_causal: bool = False) -> Iterator[RowPanel]:
+    """Yield exact rows of the attention matrix of one head, at most 32 at a time.
+
+    Derived: page "estimators". Logits are computed in the dtype of the inputs, row sums in float64; the largest logit
+    of a row is subtracted before exp, so that no logit is too large.
+
+    Parameters
+    ----------
+    q : (n_q, d) float32 or float64 array, checked.
+    k : (n_k, d) array of the same dtype.
+    rows : (s,) integer array of query indices, in any order.
+    scale : factor of the logits.
+    is_causal : pairs j > i do not exist.
+
+    Yields
+    ------
+    RowPanel, in the order of `rows`. Together s n_k d operations; memory for three panels of 32 x n_k.
+    """
+    columns = np.arange(len(k))
+    for start in range(0, len(rows), PANEL):
+        panel = rows[start : start + PANEL]
+        logits = (q[panel] * q.dtype.type(scale)) @ k.T
+        if is_causal:
+            logits[columns > panel[:, None]] = -np.inf
+        top = logits.max(axis=1)
+        p = logits - top[:, None]
+        np.exp(p, out=p)
+        sums = p.sum(axis=1, dtype=np.float64)
+        p /= sums[:, None].astype(p.dtype)
+        yield RowPanel(panel, logits, top + np.log(sums), p)
+
+
+def draw_rows(rng, n_q: int, rows: int, heads: int) -> list[np.ndarray]:
+    """For each head `rows` distinct query indices, uniform, in ascending order.
+
+    Derived: page "estimators". A statement about an output needs rows that are independent of it. They come from
+    streams of their own: no draw of `make_plan` shares them, not even one from the same integer seed, and a Generator
+    that is passed twice gives different rows each time.
+
+    Cost O(n_q) for each head.
+    """
+    child: Any = inputs.generator(rng).spawn(1)[0].bit_generator.seed_seq  # a SeedSequence, since it could be spawned
+    own = np.random.SeedSequence(child.entropy, spawn_key=(*child.spawn_key, STREAM))
+    return [np.sort(np.random.default_rng(seed).choice(n_q, rows, replace=False)) for seed in own.spawn(heads)]
+
+
+def number_of_rows(rows, n_q: int) -> int:
+    """`rows` as given, at most n_q; None means 1024, or all of them if there are fewer."""
+    if rows is None:
+        return min(DEFAULT_ROWS, n_q)
+    return inputs.count("rows", rows, most=n_q)
+
+
+def mask_rows(mask, n_q: int, n_k: int) -> Callable[[np.ndarray], np.ndarray] | None:
+    """A function from r query indices to these rows of a mask, (r, n_k) boolean; None for the empty mask.
+
+    `mask` is a HeadPlan or the Plan of one head (its causal leaves are exact), a Rectangle, a BlockMask, a boolean
+    array, a SciPy sparse matrix or None. Only the boolean array is ever dense.
+    """
+    if mask is None:
+        return None
+    if isinstance(mask, Plan):
+        if len(mask.heads) > 1:
+            raise ValueError(f"mask is {mask!r}; it must be the plan of one head")
+        mask = mask.heads[0]
+    if isinstance(mask, HeadPlan | Rectangle | BlockMask):
+        _check_shape((mask.n_q, mask.n_k), n_q, n_k)
+        return mask.rows
+    if hasattr(mask, "tocsr"):
+        _check_shape(mask.shape, n_q, n_k)
+        sparse = mask.tocsr()
+        return lambda rows: sparse[rows].toarray() != 0
+    dense = dense_mask(mask, n_q, n_k)
+    return lambda rows: dense[rows]
+
+
+def _check_shape(shape: tuple[int, int], n_q: int, n_k: int) -> None:
+    if shape != (n_q, n_k):
+        raise ValueError(f"mask has shape {shape}; it must be (n_q, n_k) = {(n_q, n_k)}")

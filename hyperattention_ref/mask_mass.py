@@ -1,0 +1,88 @@
+"""How much of the softmax mass a way of finding large entries finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hyperattention_ref import inputs
+from hyperattention_ref.attention_rows import attention_rows, mask_rows
+from hyperattention_ref.plan import HeadPlan, Plan, Rectangle
+
+Marked = Callable[[np.ndarray], np.ndarray]
+"""From r query indices to these rows of a mask, (r, n_k) boolean."""
+
+
+def captured_mass(q, k, plan_or_mask, *, scale=None, is_causal: bool = False, enable_gqa: bool = False):
+    """The fraction of the softmax mass that the exact pairs of a plan or mask hold: mean_i sum_j M_ij P_ij.
+
+    Derived: P = D^-1 A has row sums 1, so each row's masked part is a fraction. Sampled keys hold nothing; a causal
+    leaf holds all that its rows have there.
+
+    Parameters
+    ----------
+    q : (..., n_q, d) float array.
+    k : (..., n_k, d) array of the same dtype and leading shape (see `enable_gqa`).
+    plan_or_mask : a Plan for these heads; or one mask for all heads (BlockMask, boolean (n_q, n_k) array, SciPy sparse
+        matrix, None for no pair at all); or a boolean array (..., n_q, n_k), one mask for each head.
+    scale : multiplies the logits; None means 1/sqrt(d).
+    is_causal : query i sees the keys 0 .. i only; a plan must be causal too.
+    enable_gqa : query heads (axis -3) share key heads, as in grouped-query attention.
+
+    Returns
+    -------
+    float in [0, 1] for one head, else an array of the leading shape of q.
+
+    Cost: n_q n_k (d + some 10) operations for each head, in float64; memory float64 copies of a head's q and k and a
+    few panels of 32 rows by n_k.
+    """
+    lead = np.shape(q)[:-2]
+    q, k, _ = inputs.heads(q, k, is_causal=is_causal, enable_gqa=enable_gqa)
+    scale = inputs.resolve_scale(scale, q.shape[-1])
+    inputs.logit_range(q, k, scale)
+    masks = _masks(plan_or_mask, lead, q.shape[-2], k.shape[-2], is_causal)
+    indices = np.ndindex(q.shape[:-2])
+    masses = [_one_head(q[i], k[i], marked, scale, is_causal) for i, marked in zip(indices, masks, strict=True)]
+    return np.array(masses).reshape(lead) if lead else masses[0]
+
+
+def _one_head(q, k, marked: Marked | None, scale: float, is_causal: bool) -> float:
+    if marked is None:
+        return 0.0
+    q, k, every = q.astype(np.float64), k.astype(np.float64), np.arange(len(q))
+    panels = attention_rows(q, k, every, scale=scale, is_causal=is_causal)
+    mass = sum(float(panel.probabilities.sum(where=marked(panel.rows))) for panel in panels)
+    return min(mass / len(q), 1.0)  # rounding may lead past 1
+
+
+def _masks(plan_or_mask, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool) -> list[Marked | None]:
+    """The mask of every head, by rows."""
+    if isinstance(plan_or_mask, Plan):
+        plan_or_mask.check_fits(lead, n_q, n_k, is_causal)
+        return [_planned(head) for head in plan_or_mask.heads]
+    n_heads = int(np.prod(lead, dtype=int))
+    if isinstance(plan_or_mask, np.ndarray) and lead and plan_or_mask.ndim > 2:
+        if plan_or_mask.shape != (*lead, n_q, n_k):
+            raise ValueError(f"mask has shape {plan_or_mask.shape}; it must be {(n_q, n_k)} or {(*lead, n_q, n_k)}")
+        return [mask_rows(mask, n_q, n_k) for mask in plan_or_mask.reshape(n_heads, n_q, n_k)]
+    return [mask_rows(plan_or_mask, n_q, n_k)] * n_heads
+
+
+def _planned(head: HeadPlan) -> Marked:
+    """The mask of a whole head: its causal leaves, and the exact keys and views of its rectangles."""
+    parts: list[tuple[Rectangle, Any]] = [  # the mask of a rectangle is never None
+        (rectangle, mask_rows(rectangle, rectangle.n_q, rectangle.n_k)) for rectangle in head.rectangles
+    ]
+
+    def marked(rows: np.ndarray) -> np.ndarray:
+        mask = np.zeros((rows.size, head.n_k), dtype=bool)
+        for a, c in head.leaves:
+            mask[(a <= rows) & (rows < c), a:c] = True
+        for r, marked_inside in parts:
+            inside = np.flatnonzero((r.query_start <= rows) & (rows < r.query_start + r.n_q))
+            mask[inside, r.key_start : r.key_start + r.n_k] = marked_inside(rows[inside] - r.query_start)
+        return mask
+
+    return marked

@@ -1,0 +1,96 @@
+"""The oracle: what a recipe could reach if it knew the attention map. Dense, a yardstick for small n only."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hyperattention_ref import inputs
+from hyperattention_ref.backends.reference import softmax_average
+from hyperattention_ref.draw import head_streams
+
+
+def oracle_mask(q, k, keys_per_query: int, *, scale=None, is_causal: bool = False, enable_gqa: bool = False):
+    """The mask of each query's keys of largest logit.
+
+    Derived: no mask of so many keys per query holds more softmax mass, so `captured_mass` of it bounds what any way of
+    finding large entries can reach. It is no Plan: every query has keys of its own.
+
+    Parameters
+    ----------
+    q : (..., n_q, d) float array.
+    k : (..., n_k, d) array of the same dtype and leading shape (see `enable_gqa`).
+    keys_per_query : number of keys; all keys if there are fewer. Ties go to the smaller index.
+    scale : multiplies the logits; None means 1/sqrt(d).
+    is_causal : query i sees the keys 0 .. i only; the first queries then have fewer keys.
+    enable_gqa : query heads (axis -3) share key heads, as in grouped-query attention.
+
+    Returns
+    -------
+    (..., n_q, n_k) boolean array. Cost n_q n_k (d + log n_k) operations for each head; memory that array and a few
+    float64 matrices n_q by n_k.
+    """
+    lead = np.shape(q)[:-2]
+    q, k, _ = inputs.heads(q, k, is_causal=is_causal, enable_gqa=enable_gqa)
+    scale = inputs.resolve_scale(scale, q.shape[-1])
+    inputs.logit_range(q, k, scale)
+    keys_per_query = inputs.count("keys_per_query", keys_per_query)
+    masks = [_largest(_logits(q[i], k[i], scale, is_causal), keys_per_query) for i in np.ndindex(q.shape[:-2])]
+    return np.stack(masks).reshape(*lead, q.shape[-2], k.shape[-2])
+
+
+def oracle_attention(
+    q, k, v, budget: int = 512, *, scale=None, is_causal: bool = False, rng=None, enable_gqa: bool = False
+):
+    """Attention in which half of the budget goes to each query's largest logits, half to uniform samples.
+
+    Derived: the yardstick for recipes at equal budget. The mask is `oracle_mask` with budget // 2 keys; the rest of the
+    budget are keys drawn uniformly with replacement, the same for all queries of a head, each of log-weight log(n_k/m)
+    and left out where the mask has it. Not causal by rectangles: the whole head at once.
+
+    Parameters
+    ----------
+    q, k, scale, is_causal, enable_gqa : as for `oracle_mask`.
+    v : (..., n_k, d_v) array.
+    budget : keys per query, at least 2.
+    rng : None, seed or numpy.random.Generator. Each head has a stream of its own.
+
+    Returns
+    -------
+    out : (..., n_q, d_v) float64 array. Cost and memory: dense exact attention.
+    """
+    lead = np.shape(q)[:-2]
+    q, k, v = inputs.heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    scale = inputs.resolve_scale(scale, q.shape[-1])
+    inputs.logit_range(q, k, scale, v)
+    if inputs.count("budget", budget) < 2:
+        raise ValueError(f"budget is {budget}; it must be at least 2, one key for the mask and one sample")
+    indices = list(np.ndindex(q.shape[:-2]))
+    streams = head_streams(rng, len(indices))
+    heads = [_one_head(q[i], k[i], v[i], budget, scale, is_causal, s) for i, s in zip(indices, streams, strict=True)]
+    return np.stack(heads).reshape(*lead, q.shape[-2], v.shape[-1])
+
+
+def _one_head(q, k, v, budget: int, scale: float, is_causal: bool, rng: np.random.Generator) -> np.ndarray:
+    logits = _logits(q, k, scale, is_causal)
+    mask = _largest(logits, budget // 2)
+    m = budget - budget // 2
+    drawn = rng.integers(len(k), size=m)
+    masked = np.where(mask, logits, -np.inf)
+    sampled = np.where(mask[:, drawn], -np.inf, logits[:, drawn] + math.log(len(k) / m))
+    v = v.astype(np.float64)
+    out, _ = softmax_average(np.hstack([masked, sampled]), np.vstack([v, v[drawn]]))
+    return out
+
+
+def _logits(q, k, scale: float, is_causal: bool) -> np.ndarray:
+    logits = scale * (q.astype(np.float64) @ k.T.astype(np.float64))
+    return np.where(np.tri(len(q), len(k), dtype=bool), logits, -np.inf) if is_causal else logits
+
+
+def _largest(logits: np.ndarray, count: int) -> np.ndarray:
+    """The `count` largest finite entries of each row."""
+    mask = np.zeros(logits.shape, dtype=bool)
+    np.put_along_axis(mask, np.argsort(-logits, axis=1, kind="stable")[:, :count], True, axis=1)
+    return mask & np.isfinite(logits)
