@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from hyperattention_ref.attention_sums import AttentionSums
+
 ENTRY_POINT_GROUP = "hyperattention_ref.backends"
 
 _BUILT_IN = {
@@ -44,6 +46,15 @@ class Backend(Protocol):
 
     def planned_attention(self, q, k, v, plan, *, scale: float) -> tuple[Any, Any]:
         """(out, lse) of the attention of `plan`; `plan.heads` follow the leading shape in row-major order."""
+
+    def attention_sums(self, q, k, mask, *, scale: float, is_causal: bool) -> AttentionSums:
+        """Row and column sums of one head, q `(n_q, d)` and k `(n_k, d)`.
+
+        `mask` is a Rectangle (its views and exact keys mark pairs), a dense boolean array, or None.
+        """
+
+    def transposed_attention(self, q, k, y, lse, *, scale: float, is_causal: bool) -> Any:
+        """P^T y `(n_k, c)` of one head, for y `(n_q, c)` and the log-sum-exps of the rows; P x is `exact_attention`."""
 
 
 def _loaders() -> dict[str, Callable[[], type]]:

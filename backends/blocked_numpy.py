@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from hyperattention_ref.attention_sums import AttentionSums
 from hyperattention_ref.backends import each_head
 from hyperattention_ref.definition_1 import gray_rank, scaled_rows
 from hyperattention_ref.merge import merge_attention
 
 TILE_QUERIES, TILE_KEYS = 512, 1024  # a tile of logits is at most 4 MB in float64
+PANEL_BYTES = 2**24  # a panel holds a few rows of logits by all keys; with its copies it stays in the last-level cache
 
 
 class BlockedNumpy:
@@ -51,6 +53,54 @@ class BlockedNumpy:
             return out, lse
 
         return _over_heads(one_head, plan, q, k, v)
+
+    def attention_sums(self, q, k, mask, *, scale, is_causal):
+        work = _working_type(q)
+        q, k = q.astype(work, copy=False) * work.type(scale), k.astype(work, copy=False)
+        n_q, n_k = len(q), len(k)
+        rows = {name: np.empty(n_q, work) for name in ("log_total", "log_unmasked", "entropy")}
+        columns = {name: np.zeros(n_k) for name in ("column_sums", "column_squares")}
+        logit_min, logit_max = np.inf, -np.inf
+        marked = _marked_rows(mask)
+        for panel in _tiles(n_q, max(1, PANEL_BYTES // (n_k * work.itemsize))):
+            r = np.arange(n_q)[panel]
+            m = r[-1] + 1 if is_causal else n_k  # keys that some row of the panel meets
+            hidden = np.arange(m) > r[:, None] if is_causal else np.zeros((1, m), dtype=bool)
+            logits = q[panel] @ k[:m].T
+            logit_min = min(logit_min, np.where(hidden, np.inf, logits).min() if is_causal else logits.min())
+            if is_causal:
+                logits[hidden] = -np.inf
+            top = logits.max(axis=1)
+            logit_max = max(logit_max, top.max())
+            logits -= top[:, None]
+            weights = np.exp(logits)
+            total = weights.sum(axis=1)
+            rows["log_total"][panel] = top + np.log(total)
+            if is_causal:
+                logits[hidden] = 0
+            rows["entropy"][panel] = np.log(total) - np.einsum("ij,ij->i", weights, logits) / total
+            columns["column_sums"][:m] += (1 / total) @ weights
+            columns["column_squares"][:m] += (1 / total**2) @ np.multiply(weights, weights, out=logits)
+            if marked is None:
+                rows["log_unmasked"][panel] = rows["log_total"][panel]
+            else:
+                outside = ~(marked(r)[:, :m] | hidden)
+                rows["log_unmasked"][panel] = top + _log_sums(weights, outside, q[panel], k[:m], top)
+        return AttentionSums(**rows, **columns, logit_min=float(logit_min), logit_max=float(logit_max))
+
+    def transposed_attention(self, q, k, y, lse, *, scale, is_causal):
+        work = _working_type(q)
+        q, k, y = q.astype(work, copy=False) * work.type(scale), k.astype(work, copy=False), y.astype(work, copy=False)
+        out = np.zeros((len(k), y.shape[1]), work)
+        for rows in _tiles(len(q), TILE_QUERIES):
+            r = np.arange(len(q))[rows]
+            for keys in _tiles(r[-1] + 1 if is_causal else len(k), TILE_KEYS):
+                p = q[rows] @ k[keys].T
+                p -= lse[rows, None].astype(work, copy=False)
+                if is_causal:
+                    p[np.arange(len(k))[keys] > r[:, None]] = -np.inf
+                out[keys] += np.exp(p, out=p).T @ y[rows]
+        return out
 
 
 def exact_head(q, k, v, scale, is_causal):
@@ -140,6 +190,39 @@ class RunningSoftmax:
         self.sums /= np.where(met, self.total, 1)[:, None].astype(self.sums.dtype, copy=False)
         lse = self.top + np.log(self.total, out=np.zeros_like(self.total), where=met)
         return self.sums, lse
+
+
+def _marked_rows(mask):
+    """A function from row indices to the (rows, n_k) boolean panel of marked pairs; None if nothing is marked."""
+    if mask is None or isinstance(mask, np.ndarray):
+        return None if mask is None else mask.__getitem__
+    blocks = [[side.astype(np.int32) for side in (view.query_blocks(), view.key_blocks())] for view in mask.views]
+
+    def panel(rows):
+        marked = np.zeros((len(rows), mask.n_k), dtype=bool)
+        marked[:, mask.exact_keys] = True
+        for query_block, key_block in blocks:
+            marked |= query_block[rows, None] == key_block
+        return marked
+
+    return panel
+
+
+def _log_sums(weights, counted, q, k, top):
+    """log of the row sums of weights = exp(q k^T - top) over the counted pairs; -inf where there is none.
+
+    Overwrites `weights`. A row in which all that counts underflows, or nearly so, is summed again from its largest.
+    """
+    weights *= counted
+    total = weights.sum(axis=1)
+    with np.errstate(divide="ignore"):
+        result = np.log(total)
+    limits = np.finfo(weights.dtype)
+    for row in np.flatnonzero(total < limits.tiny / limits.eps * weights.shape[1]):
+        logits = k[counted[row]] @ q[row] - top[row]
+        if logits.size:
+            result[row] = logits.max() + np.log(np.exp(logits - logits.max()).sum())
+    return result
 
 
 def _over_heads(one_head, plan, q, k, v):

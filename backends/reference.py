@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from hyperattention_ref.attention_sums import AttentionSums
 from hyperattention_ref.backends import each_head
+from hyperattention_ref.block_mask import dense_mask
 from hyperattention_ref.definition_1 import hamming_sorted_lsh
 from hyperattention_ref.merge import NEUTRAL, merge_attention
 
@@ -37,6 +39,28 @@ class Reference:
             q1, k1, v1 = (x.astype(np.float64) for x in head)
             out[index], lse[index] = self._head(q1, k1, v1, head_plan, scale)
         return out, lse
+
+    def attention_sums(self, q, k, mask, *, scale, is_causal):
+        exists = np.tri(len(q), len(k), dtype=bool) if is_causal else np.ones((len(q), len(k)), dtype=bool)
+        logits = np.where(exists, scale * q.astype(np.float64) @ k.astype(np.float64).T, -np.inf)
+        marked = np.zeros(logits.shape, dtype=bool) if mask is None else dense_mask(mask, *logits.shape)
+        _, log_total = softmax_average(logits, np.zeros((len(k), 0)))
+        _, log_unmasked = softmax_average(np.where(marked, -np.inf, logits), np.zeros((len(k), 0)))
+        p = np.exp(logits - log_total[:, None])
+        return AttentionSums(
+            log_total=log_total,
+            log_unmasked=log_unmasked,
+            column_sums=p.sum(axis=0),
+            column_squares=(p**2).sum(axis=0),
+            entropy=-np.sum(p * np.where(p > 0, logits - log_total[:, None], 0), axis=1),
+            logit_min=float(logits[exists].min()),
+            logit_max=float(logits[exists].max()),
+        )
+
+    def transposed_attention(self, q, k, y, lse, *, scale, is_causal):
+        logits = scale * q.astype(np.float64) @ k.astype(np.float64).T
+        exists = np.tri(len(q), len(k), dtype=bool) if is_causal else True
+        return np.exp(np.where(exists, logits, -np.inf) - lse[:, None]).T @ y
 
     def _head(self, q, k, v, head_plan, scale):
         out, lse = np.zeros((len(q), v.shape[1])), np.full(len(q), NEUTRAL[1])

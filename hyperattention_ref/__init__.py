@@ -31,6 +31,8 @@ _HOME = {
     "NEUTRAL": "merge",
     "hardness": "hardness_parameters",
     "Hardness": "hardness_parameters",
+    "causal_hardness": "hardness_parameters",
+    "best_key_shift": "key_shift",
     "attention_probabilities": "hardness_parameters",
     "spectral_error": "spectral_guarantee",
     "SpectralError": "spectral_guarantee",

@@ -127,7 +127,8 @@ def approx_d(
     (pilot_rng,) = rng.spawn(1)
 
     log_a = scale * q @ k.T
-    log_pilot = pilot_log_row_sums(log_a, mask, pilot_size, pilot_rng) if rescale_rows else np.zeros(n_q)
+    pilot = pilot_rng.integers(n_k, size=pilot_size)
+    log_pilot = pilot_log_row_sums(log_a[:, pilot], mask[:, pilot], n_k) if rescale_rows else np.zeros(n_q)
     log_a = log_a - log_pilot[:, None]  # E A
     log_h = log_sum_exp(log_a, where=mask)  # H_i
     covered = mask.all(axis=1)

@@ -1,17 +1,24 @@
-"""The hardness parameters alpha and kappa of an attention matrix, and what surrounds them."""
+"""The hardness parameters alpha and kappa of an attention matrix, and what surrounds them, for any n."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from hyperattention_ref import inputs
-from hyperattention_ref.block_mask import dense_mask
-from hyperattention_ref.norms import frobenius_norm, operator_norm
+from hyperattention_ref import backends, inputs
+from hyperattention_ref.block_mask import BlockMask, dense_mask
+from hyperattention_ref.norms import GramNorm, gram_norm, operator_norm
 from hyperattention_ref.per_head import per_head
+from hyperattention_ref.plan import Plan, Rectangle, causal_tiling
 from hyperattention_ref.results import Result
 from hyperattention_ref.row_rescaling import PILOT_SIZE, pilot_log_row_sums
+
+DENSE_ENTRIES = 2**24
+"""Up to this many pairs the operator norm is taken of the dense P, which is cheaper than streaming it many times."""
+LOG_OVERFLOW = {"float16": math.log(65504), "bfloat16": math.log(3.3895e38), "float32": math.log(3.4028e38)}
+"""Natural logarithms of the largest numbers: exp of a larger logit overflows."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,9 +35,12 @@ class Hardness(Result):
     heavy_columns : (..., n_k) the columns (keys) in descending order of norm, equal ones in ascending order of index.
     log_kappa : ln(max R_i / min R_i) over the rows with R_i > 0; 0.0 when there is none.
     log_kappa_rescaled : the same for E A, with 1 / E_ii a pilot estimate of R_i.
-    stable_rank : ||P||_F^2 / ||P||_op^2, at most alpha.
-    op_norm : ||P||_op, at least sqrt(n_q / n_k).
     frobenius_norm : ||P||_F, at most sqrt(alpha n_q / n_k).
+    op_norm : ||P||_op, at least sqrt(n_q / n_k); None if it was not asked for.
+    op_norm_residual : ||P^T P u - op_norm^2 u|| for the unit vector u that gave op_norm: some squared singular value
+        of P lies within this distance of op_norm^2, and op_norm is never above ||P||_op. 0 for dense matrices.
+    stable_rank : ||P||_F^2 / ||P||_op^2, at most alpha; None without op_norm.
+    perplexity : (..., n_q) exp of the entropy of each row of P: over how many keys the row effectively spreads.
     logit_min, logit_max : the range of scale * Q K^T, with causal attention over the pairs j <= i.
     """
 
@@ -39,32 +49,44 @@ class Hardness(Result):
     heavy_columns: np.ndarray
     log_kappa: float | np.ndarray
     log_kappa_rescaled: float | np.ndarray
-    stable_rank: float | np.ndarray
-    op_norm: float | np.ndarray
     frobenius_norm: float | np.ndarray
+    op_norm: float | np.ndarray | None
+    op_norm_residual: float | np.ndarray | None
+    stable_rank: float | np.ndarray | None
+    perplexity: np.ndarray
     logit_min: float | np.ndarray
     logit_max: float | np.ndarray
 
+    @property
+    def overflows(self) -> dict[str, bool | np.ndarray]:
+        """For each floating-point type, whether exp of the largest logit overflows it."""
+        return {name: self.logit_max > limit for name, limit in LOG_OVERFLOW.items()}
 
-def hardness(q, k, mask=None, *, scale=None, is_causal: bool = False, rng=None) -> Hardness:
-    """Measure how hard an attention matrix is for HyperAttention, exactly, from the dense matrix.
 
-    Paper: alpha and kappa of section 2, the hypotheses of Lemma 1 and Theorem 1. Derived: the rectangular alpha, the
+def hardness(
+    q, k, mask=None, *, scale=None, is_causal: bool = False, op_norm: bool = True, rng=None, backend=None
+) -> Hardness:
+    """Measure exactly how hard an attention matrix is for HyperAttention, without forming it.
+
+    Paper: alpha and kappa of section 1, the hypotheses of Lemma 1 and Theorem 1. Derived: the rectangular alpha, the
     curve, and kappa after row rescaling (page "theory"). Row sums of exp(Q K^T) differ by factors that have nothing
     to do with attention, so kappa alone says little; kappa after rescaling says what rescaling leaves.
 
     Parameters
     ----------
     q : (..., n_q, d) array, query.
-    k : (..., n_k, d) array, key.
-    mask : one mask of large entries for all heads: BlockMask, boolean (n_q, n_k) array, SciPy sparse matrix or None.
-        Only the kappas depend on it.
+    k : (..., n_k, d) array, key, of the same dtype; the backend computes in it (float32 for float16).
+    mask : large entries: a Plan of one rectangle for each head (its views and exact keys count, its samples do not),
+        or one mask for all heads: BlockMask, boolean (n_q, n_k) array, SciPy sparse matrix or None. Only the kappas
+        depend on it.
     scale : factor of the logits; None means 1 / sqrt(d).
     is_causal : pairs j > i do not exist (A_ij = 0). P_11 = 1 then, so alpha >= n whatever the input; flat causal
-        attention has alpha near pi^2 / 6 n and kappa = n. Most pilot keys of the first rows do not exist, so
-        rescaling serves these rows poorly.
+        attention has alpha near pi^2 / 6 n and kappa = n. `causal_hardness` measures the recursion's rectangles.
+    op_norm : False leaves out ||P||_op and the stable rank. For more than 2^24 pairs they need some 10 to 50 Lanczos
+        steps, each the price of two passes; everything else comes from one.
     rng : None, int or Generator for the 128 pilot keys of each head (uniform, with replacement); the heads draw from
         it in order. Only `log_kappa_rescaled` depends on it.
+    backend : None, a name or an instance; see `backends.select`. "reference" is dense and float64.
 
     Returns
     -------
@@ -72,14 +94,44 @@ def hardness(q, k, mask=None, *, scale=None, is_causal: bool = False, rng=None) 
 
     Raises
     ------
-    TypeError, ValueError : bad shapes, types or values; causal with n_q != n_k; logits that may overflow float64.
+    TypeError, ValueError : bad shapes, types or values; causal with n_q != n_k; logits that may overflow; a plan for
+        other shapes, or a causal one.
 
-    Cost: n_q n_k (d + some 40) operations per head and a few n_q x n_k float64 matrices.
+    Cost: n_q n_k (d + some 10) operations per head, memory O((n_q + n_k) d) and a panel of 16 MB.
     """
-    q, k, scale = _checked(q, k, scale, is_causal)
-    dense = dense_mask(mask, q.shape[-2], k.shape[-2])
+    chosen = backends.select(backend, q)
+    q, k, _ = inputs.heads(q, k, is_causal=is_causal)
+    scale = inputs.resolve_scale(scale, q.shape[-1])
+    inputs.logit_range(q, k, scale)
+    masks = _masks(mask, q.shape[:-2], q.shape[-2], k.shape[-2])
     rng = inputs.generator(rng)
-    return per_head(lambda head: _one_head(_log_a(q[head], k[head], scale, is_causal), dense, rng), q.shape[:-2])
+
+    def one_head(index) -> Hardness:
+        return _one_head(q[index], k[index], masks(index), scale, is_causal, op_norm, rng, chosen)
+
+    return per_head(one_head, q.shape[:-2])
+
+
+def causal_hardness(q, k, *, min_seq_len: int = 4096, **options) -> dict[tuple[int, int, int], Hardness]:
+    """Measure the rectangles of the causal recursion, where the approximation happens.
+
+    Paper: Algorithm 4. Derived: the diagonal of a causal map forces alpha >= n, so that only rectangles tell.
+
+    Parameters
+    ----------
+    q, k : (..., n, d) arrays.
+    min_seq_len : ranges up to this length are exact leaves and are not measured.
+    **options : scale, op_norm, rng and backend, as in `hardness`.
+
+    Returns
+    -------
+    dict from (start, split, stop) to the Hardness of queries [split, stop) by keys [start, split); empty when n is at
+    most min_seq_len.
+    """
+    q, k, _ = inputs.heads(q, k, is_causal=True)
+    options["rng"] = inputs.generator(options.get("rng"))
+    _, rectangles = causal_tiling(q.shape[-2], min_seq_len)
+    return {(a, s, c): hardness(q[..., s:c, :], k[..., a:s, :], **options) for a, s, c in rectangles}
 
 
 def attention_probabilities(q, k, *, scale=None, is_causal: bool = False) -> np.ndarray:
@@ -103,16 +155,11 @@ def attention_probabilities(q, k, *, scale=None, is_causal: bool = False) -> np.
 
     Cost: n_q n_k d operations and n_q n_k memory per head.
     """
-    q, k, scale = _checked(q, k, scale, is_causal)
-    return _softmax(_log_a(q, k, scale, is_causal))
-
-
-def _checked(q, k, scale, is_causal: bool) -> tuple[np.ndarray, np.ndarray, float]:
     q, k, _ = inputs.heads(q, k, is_causal=is_causal)
     q, k = q.astype(np.float64), k.astype(np.float64)
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale)
-    return q, k, scale
+    return _softmax(_log_a(q, k, scale, is_causal))
 
 
 def _log_a(q: np.ndarray, k: np.ndarray, scale: float, is_causal: bool) -> np.ndarray:
@@ -128,29 +175,73 @@ def _softmax(log_a: np.ndarray) -> np.ndarray:
     return p / p.sum(axis=-1, keepdims=True)
 
 
-def _one_head(log_a: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> Hardness:
-    from scipy.special import logsumexp
-
-    n_q, n_k = log_a.shape
-    p = _softmax(log_a)
-    columns = (p**2).sum(axis=0)
-    heavy = np.argsort(-columns, kind="stable")
-    curve = n_k**2 / n_q * columns[heavy]
-    log_r = logsumexp(np.where(mask, -np.inf, log_a), axis=1)
-    op, frobenius = operator_norm(p), frobenius_norm(p)
-    logits = log_a[np.isfinite(log_a)]
+def _one_head(q, k, mask, scale, is_causal, op_norm, rng, backend) -> Hardness:
+    n_q, n_k = len(q), len(k)
+    sums = backend.attention_sums(q, k, mask, scale=scale, is_causal=is_causal)
+    heavy = np.argsort(-sums.column_squares, kind="stable")
+    curve = n_k**2 / n_q * sums.column_squares[heavy]
+    squares = float(sums.column_squares.sum())
+    norm = _norm(q, k, sums.log_total, scale, is_causal, backend) if op_norm else GramNorm(None, None)
     return Hardness(
         alpha=float(curve[0]),
         alpha_curve=curve,
         heavy_columns=heavy,
-        log_kappa=_spread(log_r),
-        log_kappa_rescaled=_spread(log_r - pilot_log_row_sums(log_a, mask, PILOT_SIZE, rng)),
-        stable_rank=(frobenius / op) ** 2,
-        op_norm=op,
-        frobenius_norm=frobenius,
-        logit_min=float(logits.min()),
-        logit_max=float(logits.max()),
+        log_kappa=_spread(sums.log_unmasked),
+        log_kappa_rescaled=_spread(sums.log_unmasked - _pilot(q, k, mask, scale, is_causal, rng)),
+        frobenius_norm=math.sqrt(squares),
+        op_norm=norm.value,
+        op_norm_residual=norm.residual,
+        stable_rank=None if norm.value is None else squares / norm.value**2,
+        perplexity=np.exp(sums.entropy),
+        logit_min=sums.logit_min,
+        logit_max=sums.logit_max,
     )
+
+
+def _masks(mask, lead: tuple[int, ...], n_q: int, n_k: int):
+    """A function from the index of a head to its mask: a Rectangle, a dense boolean array or None."""
+    if isinstance(mask, Plan):
+        mask.check_fits(lead, n_q, n_k, is_causal=False)
+        rectangles = np.empty(lead, dtype=object)
+        rectangles.ravel()[:] = [head.rectangles[0] for head in mask.heads]
+        return rectangles.__getitem__
+    if isinstance(mask, BlockMask):
+        mask = Rectangle(*mask.shape, views=(mask,))
+    if isinstance(mask, Rectangle):
+        if (mask.n_q, mask.n_k) != (n_q, n_k):
+            raise ValueError(f"mask has shape {(mask.n_q, mask.n_k)}; it must be (n_q, n_k) = {(n_q, n_k)}")
+    elif mask is not None:
+        mask = dense_mask(mask, n_q, n_k)
+    return lambda index: mask
+
+
+def _pilot(q, k, mask, scale, is_causal, rng) -> np.ndarray:
+    """The pilot's log row sums, from n_q x 128 logits."""
+    keys = rng.integers(len(k), size=PILOT_SIZE)
+    log_a = scale * q.astype(np.float64) @ k[keys].astype(np.float64).T
+    if is_causal:
+        log_a[keys > np.arange(len(q))[:, None]] = -np.inf
+    if isinstance(mask, Rectangle):
+        marked = np.isin(keys, mask.exact_keys) | np.zeros((len(q), 1), dtype=bool)
+        for view in mask.views:
+            marked |= view.query_blocks()[:, None] == view.key_blocks()[keys]
+    else:
+        marked = np.zeros(log_a.shape, dtype=bool) if mask is None else mask[:, keys]
+    return pilot_log_row_sums(log_a, marked, len(k))
+
+
+def _norm(q, k, log_total, scale, is_causal, backend) -> GramNorm:
+    """||P||_op: of the dense matrix where that is cheap, else by Lanczos on the streamed products with P and P^T."""
+    if len(q) * len(k) <= DENSE_ENTRIES:
+        log_a = _log_a(q.astype(np.float64), k.astype(np.float64), scale, is_causal)
+        return GramNorm(operator_norm(_softmax(log_a)), 0.0)
+
+    def gram(x):
+        y, _ = backend.exact_attention(q, k, x.astype(q.dtype)[:, None], scale=scale, is_causal=is_causal)
+        z = backend.transposed_attention(q, k, y, log_total, scale=scale, is_causal=is_causal)
+        return z[:, 0].astype(np.float64)
+
+    return gram_norm(gram, len(k), tolerance=float(np.finfo(q.dtype).eps))
 
 
 def _spread(log_r: np.ndarray) -> float:

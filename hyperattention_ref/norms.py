@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from hyperattention_ref import inputs
+from hyperattention_ref.results import Result
 
 SMALL = 128  # up to this many rows or columns the eigenvalues of the whole Gram matrix cost less than Lanczos
 
@@ -60,6 +63,49 @@ def stable_rank(x) -> float:
     x, _ = _scaled(_matrix(x))
     norm = operator_norm(x)
     return (frobenius_norm(x) / norm) ** 2 if norm else 0.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GramNorm(Result):
+    """An operator norm found through products with X^T X, and how well it is determined.
+
+    Attributes
+    ----------
+    value : sqrt(u^T X^T X u) for a unit vector u: at most ||X||_op.
+    residual : ||X^T X u - value^2 u||: some squared singular value of X lies within this distance of value^2.
+    """
+
+    value: float | None
+    residual: float | None
+
+
+def gram_norm(gram: Callable[[np.ndarray], np.ndarray], n: int, tolerance: float) -> GramNorm:
+    """The operator norm of a matrix X that is known through the products u -> X^T X u only.
+
+    Derived: a Rayleigh quotient and the residual of its vector; the vector comes from Lanczos (ARPACK) with a fixed
+    pseudo-random start.
+
+    Parameters
+    ----------
+    gram : from a float64 vector (n,) to X^T X times it.
+    n : number of columns of X.
+    tolerance : relative accuracy of the products, where Lanczos stops.
+
+    Raises
+    ------
+    RuntimeError : ARPACK does not converge in 300 restarts.
+
+    Cost: usually 10 to 50 products.
+    """
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    start = np.random.default_rng(0).standard_normal(n)
+    operator = LinearOperator((n, n), matvec=lambda u: gram(u.ravel()), dtype=np.float64)
+    _, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, maxiter=300)
+    u = vectors[:, 0] / np.linalg.norm(vectors[:, 0])
+    product = gram(u)
+    square = float(u @ product)
+    return GramNorm(math.sqrt(square), float(np.linalg.norm(product - square * u)))
 
 
 def _matrix(x) -> np.ndarray:

@@ -23,7 +23,10 @@ def per_head(measure: Callable[[tuple[int, ...]], Measured], leading_shape: tupl
     if not leading_shape:
         return results[0]
     fields = {}
-    for field in dataclasses.fields(results[0]):
-        stacked = np.stack([getattr(result, field.name) for result in results])
-        fields[field.name] = stacked.reshape(leading_shape + stacked.shape[1:])
+    for name in (field.name for field in dataclasses.fields(results[0])):
+        if getattr(results[0], name) is None:  # not asked for, so in no head
+            fields[name] = None
+            continue
+        stacked = np.stack([getattr(result, name) for result in results])
+        fields[name] = stacked.reshape(leading_shape + stacked.shape[1:])
     return type(results[0])(**fields)

@@ -9,19 +9,19 @@ import numpy as np
 PILOT_SIZE = 128
 
 
-def pilot_log_row_sums(log_a, mask, pilot_size: int, rng: np.random.Generator) -> np.ndarray:
+def pilot_log_row_sums(log_a, mask, n_k: int) -> np.ndarray:
     """Estimate log R_i of every row from the same few keys, drawn uniformly with replacement.
 
-    Derived: page "theory", row rescaling. With keys r_1 .. r_p, p = `pilot_size`, row i gets the logarithm of
+    Derived: page "theory", row rescaling. With pilot keys r_1 .. r_p row i gets the logarithm of
     (n_k / p) sum_s (1 - M_{i, r_s}) A_{i, r_s}, an unbiased estimate of R_i = sum_j (1 - M_ij) A_ij. Taking it for
     1/E_ii leaves P = D^-1 A as it is and makes the row sums of (1 - M) o (E A) nearly equal, so kappa(E A) is small.
 
     Parameters
     ----------
-    log_a : (n_q, n_k) float64 array, log A = scale * Q K^T; -inf where a pair does not exist (causal attention).
-    mask : (n_q, n_k) boolean array M; True marks a large entry, which has no part in R.
-    pilot_size : p, the number of keys drawn.
-    rng : the pilot's own stream; the draws must not be used for anything else.
+    log_a : (n_q, p) float64 array, the pilot's columns of log A = scale * Q K^T; -inf where a pair does not exist. The
+        keys come from a stream of their own, and the draws must not be used for anything else.
+    mask : (n_q, p) boolean array, the same columns of M; True marks a large entry, which has no part in R.
+    n_k : number of keys from which the p were drawn.
 
     Returns
     -------
@@ -32,10 +32,7 @@ def pilot_log_row_sums(log_a, mask, pilot_size: int, rng: np.random.Generator) -
     """
     from scipy.special import logsumexp
 
-    n_k = log_a.shape[1]
-    keys = rng.integers(n_k, size=pilot_size)
-    seen = np.where(mask[:, keys], -np.inf, log_a[:, keys])
-    log_sums = logsumexp(seen, axis=1) + math.log(n_k / pilot_size)
+    log_sums = logsumexp(np.where(mask, -np.inf, log_a), axis=1) + math.log(n_k / log_a.shape[1])
     informed = np.isfinite(log_sums)
     fallback = np.median(log_sums[informed]) if informed.any() else 0.0
     return np.where(informed, log_sums, fallback)

@@ -1,0 +1,75 @@
+"""kappa*: the smallest kappa that a shift of all keys can reach, and the shift that reaches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperattention_ref import inputs
+from hyperattention_ref.results import Result
+
+MOST_ROWS = 8192
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KeyShift(Result):
+    """The best key shift of one head.
+
+    Attributes
+    ----------
+    log_kappa : ln kappa*, the spread of log R_i + scale <q_i, shift>.
+    shift : (d,) the vector to add to every key.
+    """
+
+    log_kappa: float
+    shift: np.ndarray
+
+
+def best_key_shift(q, log_unmasked, *, scale=None) -> KeyShift:
+    """Minimise kappa over all vectors added to every key, which leave attention as it is.
+
+    Derived: page "theory", 9.2. Adding c to every key multiplies row i of A by exp(scale <q_i, c>), so ln kappa* is
+    the value of the linear program min u - l subject to l <= log R_i + scale <q_i, c> <= u.
+
+    Parameters
+    ----------
+    q : (n_q, d) float array, n_q <= 8192.
+    log_unmasked : (n_q,) log R_i; rows with -inf (covered by the mask) take no part.
+    scale : factor of the logits; None means 1 / sqrt(d).
+
+    Returns
+    -------
+    KeyShift. Cost: one linear program with 2 n_q dense constraints in d + 2 variables (HiGHS).
+
+    Raises
+    ------
+    ValueError : wrong shapes, more than 8192 rows, or a program that HiGHS cannot solve.
+    """
+    from scipy.optimize import linprog
+
+    q = inputs.head("query", q)
+    scale = inputs.resolve_scale(scale, q.shape[1])
+    log_unmasked = np.asarray(log_unmasked, dtype=np.float64)
+    if log_unmasked.shape != (len(q),) or np.isnan(log_unmasked).any():
+        raise ValueError(
+            f"log_unmasked has shape {log_unmasked.shape}; it must be one log R_i for each of {len(q)} rows, not NaN"
+        )
+    if len(q) > MOST_ROWS:
+        raise ValueError(
+            f"query has {len(q)} rows; the linear program takes at most {MOST_ROWS}: pass some of the rows"
+        )
+    rows = np.isfinite(log_unmasked)
+    if not rows.any():
+        return KeyShift(0.0, np.zeros(q.shape[1]))
+    x, r = scale * q[rows], log_unmasked[rows]
+    size = np.abs(x).max() or 1.0  # the solver wants coefficients near 1
+    one, zero = np.ones((len(x), 1)), np.zeros((len(x), 1))
+    above = np.hstack([x / size, -one, zero])  #   log R_i + <x_i, c> <= u
+    below = np.hstack([-x / size, zero, one])  #   l <= log R_i + <x_i, c>
+    cost = np.r_[np.zeros(q.shape[1]), 1.0, -1.0]
+    solved = linprog(cost, A_ub=np.vstack([above, below]), b_ub=np.r_[-r, r], bounds=(None, None), method="highs")
+    if not solved.success:
+        raise ValueError(f"the linear program for the key shift was not solved: {solved.message}")
+    shift = solved.x[:-2] / size
+    return KeyShift(float(np.ptp(r + x @ shift)), shift)
