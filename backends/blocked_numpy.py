@@ -194,18 +194,7 @@ class RunningSoftmax:
 
 def _marked_rows(mask):
     """A function from row indices to the (rows, n_k) boolean panel of marked pairs; None if nothing is marked."""
-    if mask is None or isinstance(mask, np.ndarray):
-        return None if mask is None else mask.__getitem__
-    blocks = [[side.astype(np.int32) for side in (view.query_blocks(), view.key_blocks())] for view in mask.views]
-
-    def panel(rows):
-        marked = np.zeros((len(rows), mask.n_k), dtype=bool)
-        marked[:, mask.exact_keys] = True
-        for query_block, key_block in blocks:
-            marked |= query_block[rows, None] == key_block
-        return marked
-
-    return panel
+    return mask.__getitem__ if isinstance(mask, np.ndarray) else mask and mask.rows
 
 
 def _log_sums(weights, counted, q, k, top):

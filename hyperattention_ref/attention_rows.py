@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -109,6 +110,21 @@ def mask_rows(mask, n_q: int, n_k: int) -> Callable[[np.ndarray], np.ndarray] | 
         return lambda rows: sparse[rows].toarray() != 0
     dense = dense_mask(mask, n_q, n_k)
     return lambda rows: dense[rows]
+
+
+def head_masks(mask, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool) -> list:
+    """For each head in row-major order of `lead`, the function that `mask_rows` gives.
+
+    `mask` is a Plan for all the heads, a boolean array (*lead, n_q, n_k), or what `mask_rows` takes, for every head.
+    """
+    if isinstance(mask, Plan):
+        mask.check_fits(lead, n_q, n_k, is_causal)
+        return [head.rows for head in mask.heads]
+    if isinstance(mask, np.ndarray) and lead and mask.ndim > 2:
+        if mask.shape != (*lead, n_q, n_k):
+            raise ValueError(f"mask has shape {mask.shape}; it must be {(n_q, n_k)} or {(*lead, n_q, n_k)}")
+        return [mask_rows(of_head, n_q, n_k) for of_head in mask.reshape(-1, n_q, n_k)]
+    return [mask_rows(mask, n_q, n_k)] * math.prod(lead)
 
 
 def _check_shape(shape: tuple[int, int], n_q: int, n_k: int) -> None:

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref import backends, inputs
+from hyperattention_ref.attention_rows import mask_rows
 from hyperattention_ref.block_mask import BlockMask, dense_mask
 from hyperattention_ref.norms import GramNorm, gram_norm, operator_norm
 from hyperattention_ref.per_head import per_head
 from hyperattention_ref.plan import Plan, Rectangle, causal_tiling
 from hyperattention_ref.results import Result
-from hyperattention_ref.row_rescaling import PILOT_SIZE, pilot_log_row_sums
+from hyperattention_ref.row_rescaling import PILOT_SIZE, seen_log_row_sums, with_median
 
 DENSE_ENTRIES = 2**24
 """Up to this many pairs the operator norm is taken of the dense P, which is cheaper than streaming it many times."""
+PILOT_TILE = 64  # rows of a mask by all keys are in memory at a time
 LOG_OVERFLOW = {"float16": math.log(65504), "bfloat16": math.log(3.3895e38), "float32": math.log(3.4028e38)}
 """Natural logarithms of the largest numbers: exp of a larger logit overflows."""
 
@@ -216,18 +218,19 @@ def _masks(mask, lead: tuple[int, ...], n_q: int, n_k: int):
 
 
 def _pilot(q, k, mask, scale, is_causal, rng) -> np.ndarray:
-    """The pilot's log row sums, from n_q x 128 logits."""
+    """The pilot's log row sums, from n_q x 128 logits, some rows at a time."""
     keys = rng.integers(len(k), size=PILOT_SIZE)
-    log_a = scale * q.astype(np.float64) @ k[keys].astype(np.float64).T
-    if is_causal:
-        log_a[keys > np.arange(len(q))[:, None]] = -np.inf
-    if isinstance(mask, Rectangle):
-        marked = np.isin(keys, mask.exact_keys) | np.zeros((len(q), 1), dtype=bool)
-        for view in mask.views:
-            marked |= view.query_blocks()[:, None] == view.key_blocks()[keys]
-    else:
-        marked = np.zeros(log_a.shape, dtype=bool) if mask is None else mask[:, keys]
-    return pilot_log_row_sums(log_a, marked, len(k))
+    drawn = k[keys].astype(np.float64).T
+    marked = mask_rows(mask, len(q), len(k))
+    log_sums = []
+    for start in range(0, len(q), PILOT_TILE):
+        rows = np.arange(start, min(start + PILOT_TILE, len(q)))
+        log_a = scale * q[rows].astype(np.float64) @ drawn
+        if is_causal:
+            log_a[keys > rows[:, None]] = -np.inf
+        hidden = False if marked is None else marked(rows)[:, keys]
+        log_sums.append(seen_log_row_sums(log_a, hidden, len(k)))
+    return with_median(np.concatenate(log_sums))
 
 
 def _norm(q, k, log_total, scale, is_causal, backend) -> GramNorm:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from hyperattention_ref import inputs
-from hyperattention_ref.attention_rows import attention_rows, mask_rows
-from hyperattention_ref.plan import HeadPlan, Plan, Rectangle
+from hyperattention_ref.attention_rows import attention_rows, head_masks
 
 Marked = Callable[[np.ndarray], np.ndarray]
 """From r query indices to these rows of a mask, (r, n_k) boolean."""
@@ -42,7 +40,7 @@ def captured_mass(q, k, plan_or_mask, *, scale=None, is_causal: bool = False, en
     q, k, _ = inputs.heads(q, k, is_causal=is_causal, enable_gqa=enable_gqa)
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale)
-    masks = _masks(plan_or_mask, lead, q.shape[-2], k.shape[-2], is_causal)
+    masks = head_masks(plan_or_mask, lead, q.shape[-2], k.shape[-2], is_causal)
     indices = np.ndindex(q.shape[:-2])
     masses = [_one_head(q[i], k[i], marked, scale, is_causal) for i, marked in zip(indices, masks, strict=True)]
     return np.array(masses).reshape(lead) if lead else masses[0]
@@ -55,34 +53,3 @@ def _one_head(q, k, marked: Marked | None, scale: float, is_causal: bool) -> flo
     panels = attention_rows(q, k, every, scale=scale, is_causal=is_causal)
     mass = sum(float(panel.probabilities.sum(where=marked(panel.rows))) for panel in panels)
     return min(mass / len(q), 1.0)  # rounding may lead past 1
-
-
-def _masks(plan_or_mask, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool) -> list[Marked | None]:
-    """The mask of every head, by rows."""
-    if isinstance(plan_or_mask, Plan):
-        plan_or_mask.check_fits(lead, n_q, n_k, is_causal)
-        return [_planned(head) for head in plan_or_mask.heads]
-    n_heads = int(np.prod(lead, dtype=int))
-    if isinstance(plan_or_mask, np.ndarray) and lead and plan_or_mask.ndim > 2:
-        if plan_or_mask.shape != (*lead, n_q, n_k):
-            raise ValueError(f"mask has shape {plan_or_mask.shape}; it must be {(n_q, n_k)} or {(*lead, n_q, n_k)}")
-        return [mask_rows(mask, n_q, n_k) for mask in plan_or_mask.reshape(n_heads, n_q, n_k)]
-    return [mask_rows(plan_or_mask, n_q, n_k)] * n_heads
-
-
-def _planned(head: HeadPlan) -> Marked:
-    """The mask of a whole head: its causal leaves, and the exact keys and views of its rectangles."""
-    parts: list[tuple[Rectangle, Any]] = [  # the mask of a rectangle is never None
-        (rectangle, mask_rows(rectangle, rectangle.n_q, rectangle.n_k)) for rectangle in head.rectangles
-    ]
-
-    def marked(rows: np.ndarray) -> np.ndarray:
-        mask = np.zeros((rows.size, head.n_k), dtype=bool)
-        for a, c in head.leaves:
-            mask[(a <= rows) & (rows < c), a:c] = True
-        for r, marked_inside in parts:
-            inside = np.flatnonzero((r.query_start <= rows) & (rows < r.query_start + r.n_q))
-            mask[inside, r.key_start : r.key_start + r.n_k] = marked_inside(rows[inside] - r.query_start)
-        return mask
-
-    return marked

@@ -30,9 +30,18 @@ def pilot_log_row_sums(log_a, mask, n_k: int) -> np.ndarray:
 
     Cost: n_q p operations.
     """
+    return with_median(seen_log_row_sums(log_a, mask, n_k))
+
+
+def seen_log_row_sums(log_a, mask, n_k: int) -> np.ndarray:
+    """The same, but -inf for a row whose pilot keys are all masked or absent; rows do not depend on each other."""
     from scipy.special import logsumexp
 
-    log_sums = logsumexp(np.where(mask, -np.inf, log_a), axis=1) + math.log(n_k / log_a.shape[1])
+    return logsumexp(np.where(mask, -np.inf, log_a), axis=1) + math.log(n_k / log_a.shape[1])
+
+
+def with_median(log_sums) -> np.ndarray:
+    """`log_sums` with the median of the finite ones, or 0.0, in place of -inf."""
     informed = np.isfinite(log_sums)
     fallback = np.median(log_sums[informed]) if informed.any() else 0.0
     return np.where(informed, log_sums, fallback)

@@ -221,7 +221,7 @@ def test_seeds_reproduce_differ_and_advance_a_generator():
     assert not np.array_equal(run(None).samples, run(None).samples)
 
 
-def test_a_seed_gives_the_same_result_in_another_process():
+def test_a_seed_gives_the_same_result_in_another_process(tmp_path):
     code = (
         "import numpy as np, hyperattention_ref as hr;"
         "q, k = np.random.default_rng(0).standard_normal((2, 30, 4));"
@@ -230,7 +230,7 @@ def test_a_seed_gives_the_same_result_in_another_process():
         "print(r.log_d.tobytes().hex(), r.subset.tolist(), r.samples.tolist())"
     )
     outputs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     }
     q, k = np.random.default_rng(0).standard_normal((2, 30, 4))

@@ -98,7 +98,7 @@ def test_a_seed_gives_the_same_plan_in_another_process(tmp_path, is_causal):
         f"plan = hr.make_plan(q, k, is_causal={is_causal}, block_size=7, sample_size=9, min_seq_len=12, rng=11);"
         f"plan.save({str(path)!r})"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     q, k = np.random.default_rng(0).standard_normal((2, 2, 50, 4))
     plan = hr.make_plan(q, k, is_causal=is_causal, block_size=7, sample_size=9, min_seq_len=12, rng=11)
     assert arrays_equal(plan, hr.Plan.load(path))

@@ -1,0 +1,242 @@
+"""How wrong this output is, said with a stated confidence from a few exact rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hyperattention_ref import inputs
+from hyperattention_ref.attention_rows import attention_rows, draw_rows, number_of_rows
+from hyperattention_ref.kl_bounds import failure_probability, mean_lower, mean_upper
+from hyperattention_ref.norms import operator_norm
+from hyperattention_ref.per_head import per_head
+from hyperattention_ref.results import Result
+from hyperattention_ref.row_estimates import op_norm_lower
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ErrorBounds(Result):
+    """What the drawn rows say about one output, E = Att - output; numbers, or arrays of the leading shape.
+
+    Attributes
+    ----------
+    frobenius : an upper bound of ||E||_F.
+    op_norm : an upper bound of ||E||_op.
+    ratio : an upper bound of ||E||_op / (||P||_op ||V||_op), the epsilon of inequality (1).
+    relative_frobenius : an upper bound of ||E||_F / ||Att||_F.
+    frobenius_estimate, op_norm_estimate, ratio_estimate, relative_frobenius_estimate : the same quantities with the
+        sample in place of all rows, without any guarantee.
+    limit : what `frobenius` and `op_norm` would be had no row drawn any error: so many rows never certify less.
+    relative_limit : the same for `relative_frobenius`.
+    """
+
+    frobenius: float | np.ndarray
+    op_norm: float | np.ndarray
+    ratio: float | np.ndarray
+    relative_frobenius: float | np.ndarray
+    frobenius_estimate: float | np.ndarray
+    op_norm_estimate: float | np.ndarray
+    ratio_estimate: float | np.ndarray
+    relative_frobenius_estimate: float | np.ndarray
+    limit: float | np.ndarray
+    relative_limit: float | np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sizes(Result):
+    """What the errors are compared with.
+
+    Attributes
+    ----------
+    p_op_norm_low, p_op_norm_estimate : a lower bound of ||P||_op, and an estimate of one, ||P^T 1|| / sqrt(n_q).
+    v_op_norm : ||V||_op, exact.
+    attention_frobenius_low, attention_frobenius_estimate : a lower bound and an estimate of ||Att||_F.
+    """
+
+    p_op_norm_low: float | np.ndarray
+    p_op_norm_estimate: float | np.ndarray
+    v_op_norm: float | np.ndarray
+    attention_frobenius_low: float | np.ndarray
+    attention_frobenius_estimate: float | np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificate(Result):
+    """What `certify` returns.
+
+    Each upper bound of `output`, `zero` and `mean` holds with probability at least `confidence` over the rows drawn,
+    taken by itself; that all hold at once is not claimed. The lower bounds in `sizes` are those that enter `ratio` and
+    `relative_frobenius` and hold with probability at least (1 + confidence) / 2 each.
+
+    Attributes
+    ----------
+    output : about the output given.
+    zero : about the output 0, from the same rows; its relative error is 1, so this shows how loose the bounds are.
+    mean : about the mean of V's rows in every row (of V_0 .. V_i with causal attention), which is flat attention.
+    sizes : the denominators.
+    rows : s, the number of exact rows that were drawn for each head.
+    confidence : as given.
+    """
+
+    output: ErrorBounds
+    zero: ErrorBounds
+    mean: ErrorBounds
+    sizes: Sizes
+    rows: int
+    confidence: float
+
+
+def certify(
+    q, k, v, output, *, rows=None, confidence: float = 0.95, scale=None, is_causal: bool = False, rng=None
+) -> Certificate:
+    """Bound the error of this attention output, however it was computed, for about rows / n_q of the exact price.
+
+    Derived: page "theory", certificates after the fact; page "estimators" says what the bounds assume and cannot say.
+    `spectral_error` gives the exact errors from the dense matrix.
+
+    Parameters
+    ----------
+    q : (..., n_q, d) array, query.
+    k : (..., n_k, d) array, key.
+    v : (..., n_k, d_v) array, value.
+    output : (..., n_q, d_v) array, finite, fixed before the rows are drawn; its type may differ from the others'.
+    rows : s, exact rows for each head, drawn without replacement; None means 1024, or all if there are fewer.
+    confidence : of each bound by itself, in (0, 1).
+    scale : factor of the logits; None means 1 / sqrt(d).
+    is_causal : pairs j > i do not exist.
+    rng : None, int or Generator for the rows. The output must not depend on them; one made by `hyper_attention` does
+        not, not even with the same integer seed.
+
+    Returns
+    -------
+    Certificate
+
+    Raises
+    ------
+    TypeError, ValueError : bad shapes, types or values; more rows than n_q; causal with n_q != n_k; logits that may
+        overflow the type.
+
+    Cost: s n_k (d + d_v + some 20) + (n_q + n_k) d_v^2 operations per head; memory O((n_q + n_k) d_v) and a few panels
+    of 32 x n_k numbers. Rows of Att are computed in the dtype of the inputs (float32 for float16): bounds hold up to
+    its rounding.
+    """
+    q, k, v = inputs.heads(q, k, v, is_causal=is_causal)
+    lead, n_q = q.shape[:-2], q.shape[-2]
+    scale = inputs.resolve_scale(scale, q.shape[-1])
+    inputs.logit_range(q, k, scale, v)
+    output = inputs.floating("output", output)
+    if output.shape != (*q.shape[:-1], v.shape[-1]):
+        needed = (*q.shape[:-1], v.shape[-1])
+        raise ValueError(f"output has shape {output.shape}; it must be (..., n_q, d_v) = {needed}")
+    rows, delta = number_of_rows(rows, n_q), failure_probability(confidence)
+    drawn = draw_rows(rng, n_q, rows, math.prod(lead))
+    q, k, v = (x.astype(np.promote_types(x.dtype, np.float32), copy=False) for x in (q, k, v))
+    measured = {
+        head: _one_head(q[head], k[head], v[head], output[head], own_rows, scale, is_causal, delta)
+        for head, own_rows in zip(np.ndindex(lead), drawn, strict=True)
+    }
+
+    def gathered(name: str):
+        return per_head(lambda head: measured[head][name], lead)
+
+    return Certificate(
+        gathered("output"), gathered("zero"), gathered("mean"), gathered("sizes"), rows, float(confidence)
+    )
+
+
+def _one_head(q, k, v, output, rows, scale: float, is_causal: bool, delta: float) -> dict[str, Result]:
+    attention, p_low, p_estimate = _exact_rows(q, k, v, rows, scale, is_causal, delta)
+    v, output = v.astype(np.float64), output.astype(np.float64)
+    # In units of a power of two near the largest entry: exact, and no square overflows or vanishes.
+    unit = 2.0 ** (math.frexp(max(v.max(), -v.min(), output.max(), -output.min()))[1] - 1)
+    for x in (v, output, attention):
+        x /= unit
+
+    center = v.mean(axis=0)
+    radius = _furthest(v, center)
+    sizes = _sizes(attention, v, p_low, p_estimate, len(q), delta)
+
+    def bounds(drawn, distance: float) -> ErrorBounds:
+        found = _bounds(attention - drawn, distance + radius, sizes, len(q), delta)
+        return _times(unit, found, "frobenius", "op_norm", "frobenius_estimate", "op_norm_estimate", "limit")
+
+    if is_causal:
+        flat = np.cumsum(v, axis=0) / np.arange(1, len(v) + 1)[:, None]
+        mean = bounds(flat[rows], _furthest(flat, center))
+    else:
+        mean = bounds(center, 0.0)
+    return {
+        "output": bounds(output[rows], _furthest(output, center)),
+        "zero": bounds(0.0, float(np.linalg.norm(center))),
+        "mean": mean,
+        "sizes": _times(unit, sizes, "v_op_norm", "attention_frobenius_low", "attention_frobenius_estimate"),
+    }
+
+
+def _exact_rows(q, k, v, rows, scale, is_causal, delta) -> tuple[np.ndarray, float, float]:
+    """The drawn rows of Att in float64; a lower bound (at delta / 2) and an estimate of ||P||_op."""
+    s, n_q, n_k = len(rows), len(q), len(k)
+    attention, sums, squares = [], np.zeros(n_k), np.zeros(n_k)
+    for panel in attention_rows(q, k, rows, scale=scale, is_causal=is_causal):
+        p = panel.probabilities
+        attention.append((p @ v).astype(np.float64))
+        sums += p.sum(axis=0)
+        squares += np.einsum("ij,ij->j", p, p)
+    # ||P^T 1||^2 / n_q: the mean over pairs of different rows of their product, and of a row with itself.
+    own = squares.sum() / s
+    others = (sums @ sums - squares.sum()) / (s * (s - 1)) if s > 1 else 0.0
+    estimate = math.sqrt(max(n_q / n_k, (n_q - 1) * others + own))
+    return np.concatenate(attention), op_norm_lower(sums, squares, s, n_q, delta / 2), estimate
+
+
+def _sizes(attention, v, p_low: float, p_estimate: float, n_q: int, delta: float) -> Sizes:
+    largest = _furthest(v, 0.0) ** 2
+    mean = _mean_square(attention) / (largest or 1.0)
+    low = largest * float(mean_lower(mean, delta / 2, len(attention), n_q))
+    return Sizes(p_low, p_estimate, operator_norm(v), math.sqrt(n_q * low), math.sqrt(n_q * largest * mean))
+
+
+def _bounds(error, reach: float, sizes: Sizes, n_q: int, delta: float) -> ErrorBounds:
+    """The bounds from the drawn rows of E, none of which is longer than `reach`."""
+    b, s = reach**2, len(error)
+    mean, top = _mean_square(error), operator_norm(error) ** 2 / s
+    # A quotient of two bounds leaves half of delta to its numerator.
+    deltas = np.array([delta, delta, delta, delta / 2, delta / 2, delta / 2])
+    upper = mean_upper(np.array([mean, top, 0, mean, top, 0]) / (b or 1.0), deltas, s, n_q)
+    frobenius, op, limit, frobenius_half, op_half, limit_half = np.sqrt(n_q * b * upper).tolist()
+    frobenius_estimate, op_estimate = math.sqrt(n_q * mean), math.sqrt(n_q * top)
+    low, estimate = float(sizes.attention_frobenius_low), float(sizes.attention_frobenius_estimate)
+    return ErrorBounds(
+        frobenius=frobenius,
+        op_norm=op,
+        ratio=_quotient(op_half, float(sizes.p_op_norm_low * sizes.v_op_norm)),
+        relative_frobenius=_quotient(frobenius_half, low),
+        frobenius_estimate=frobenius_estimate,
+        op_norm_estimate=op_estimate,
+        ratio_estimate=_quotient(op_estimate, float(sizes.p_op_norm_estimate * sizes.v_op_norm)),
+        relative_frobenius_estimate=_quotient(frobenius_estimate, estimate),
+        limit=limit,
+        relative_limit=_quotient(limit_half, low),
+    )
+
+
+def _times(unit: float, result, *names: str):
+    return replace(result, **{name: unit * getattr(result, name) for name in names})
+
+
+def _furthest(x: np.ndarray, center) -> float:
+    """The largest distance of a row from `center`."""
+    x = x - center
+    return math.sqrt(np.einsum("ij,ij->i", x, x).max())
+
+
+def _mean_square(x: np.ndarray) -> float:
+    return float(np.linalg.norm(x)) ** 2 / len(x)
+
+
+def _quotient(error: float, size: float) -> float:
+    if error == 0:
+        return 0.0
+    return error / size if size else math.inf

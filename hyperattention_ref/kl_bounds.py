@@ -1,0 +1,137 @@
+"""Confidence bounds for the mean of numbers in [0, 1], from a few of them drawn at random."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hyperattention_ref import inputs
+
+HALVINGS = 56  # the brackets below are at most a few times as wide as what they are relative to
+SMALLEST = 5e-324  # the least positive float64
+
+
+def binary_kl(p, q):
+    """The divergence kl(p, q) = p ln(p/q) + (1 - p) ln((1 - p)/(1 - q)) of two coins, in nats.
+
+    Derived: page "theory", certificates after the fact. Computed from q - p by log1p, so that nearby p and q lose
+    no digits.
+
+    Parameters
+    ----------
+    p, q : numbers or arrays in [0, 1], broadcast against each other; subnormal ones count as 0.
+
+    Returns
+    -------
+    float64 of the common shape; infinite where q is 0 or 1 and p is not.
+
+    Raises
+    ------
+    ValueError : a number outside [0, 1].
+    """
+    return _kl(*np.broadcast_arrays(_probabilities("p", p), _probabilities("q", q)))[()]
+
+
+def kl_upper(p, level):
+    """kl+(p, L) = sup{q >= p : kl(p, q) <= L}.
+
+    Derived: page "theory", inequality (H). Bisection, and the upper end of the last bracket, so never below the
+    supremum but for the rounding of kl. The bracket is proved: kl(p, q) >= (q - p)^2 / (2 q), and kl+ increases in p
+    from kl+(0, L) = 1 - e^{-L}.
+
+    Parameters
+    ----------
+    p : numbers in [0, 1].
+    level : L >= 0, broadcast against p.
+
+    Returns
+    -------
+    float64, relative error below 1e-12.
+
+    Raises
+    ------
+    ValueError : p outside [0, 1] or a negative level.
+    """
+    p, level = _checked(p, level)
+    low = np.maximum(p, -np.expm1(-level))
+    high = np.maximum(low, np.minimum(1.0, p + level + np.sqrt(level * (level + 2 * p))))
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        inside = _kl(p, middle) <= level
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    return np.where(level > 0, high, p)[()]
+
+
+def kl_lower(p, level):
+    """kl-(p, L) = inf{q <= p : kl(p, q) <= L}.
+
+    Derived: page "theory", inequality (H). Bisection as in `kl_upper`; the lower end of the last bracket. The bracket
+    comes from kl(p, q) >= (p - q)^2 / (2 p). Parameters and errors as there.
+
+    Returns
+    -------
+    float64, error below 1e-12 relative to p.
+    """
+    p, level = _checked(p, level)
+    low, high = np.maximum(0.0, p - np.sqrt(2 * p * level)), p
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        inside = _kl(p, middle) <= level
+        low, high = np.where(inside, low, middle), np.where(inside, middle, high)
+    return np.where(level > 0, low, p)[()]
+
+
+def mean_upper(mean, delta, drawn: int, population: int):
+    """An upper bound for the mean of a population of numbers in [0, 1], wrong with probability at most `delta`.
+
+    Derived: inequality (H), kl+(mean, ln(1/delta) / drawn), and never more than if all that were not drawn were 1,
+    which makes the bound exact once everything is drawn.
+
+    Parameters
+    ----------
+    mean : mean of the sample, a number or array; rounding past 0 or 1 is forgiven.
+    delta : in (0, 1), broadcast against it.
+    drawn, population : sizes of the sample, uniform without replacement, and of the population.
+    """
+    mean, share = np.clip(mean, 0.0, 1.0), drawn / population
+    return np.minimum(kl_upper(mean, -np.log(delta) / drawn), share * mean + (1 - share))
+
+
+def mean_lower(mean, delta, drawn: int, population: int):
+    """The lower bound that belongs to `mean_upper`: kl-, and never less than if all that were not drawn were 0."""
+    mean = np.clip(mean, 0.0, 1.0)
+    return np.maximum(kl_lower(mean, -np.log(delta) / drawn), drawn / population * mean)
+
+
+def failure_probability(confidence) -> float:
+    """delta = 1 - `confidence`, which must lie strictly between 0 and 1."""
+    confidence = inputs.finite("confidence", confidence)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie strictly between 0 and 1, such as 0.95")
+    return 1 - confidence
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # where a coin cannot show what the other does
+        return _share(p, q, q - p) + _share(1 - p, 1 - q, p - q)
+
+
+def _share(p: np.ndarray, q: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """-p ln(q / p) for step = q - p, and 0 for p = 0."""
+    from scipy.special import xlog1py
+
+    return -np.sign(step) * xlog1py(p, np.abs(step) / np.maximum(np.minimum(p, q), SMALLEST))
+
+
+def _checked(p, level) -> tuple[np.ndarray, np.ndarray]:
+    level = np.asarray(level, dtype=np.float64)
+    if not np.all(level >= 0):
+        raise ValueError(f"level is {level}; it must not be negative")
+    p, level = np.broadcast_arrays(_probabilities("p", p), level)
+    return p, level
+
+
+def _probabilities(name: str, x) -> np.ndarray:
+    x = np.asarray(x, dtype=np.float64)
+    if not np.all((x >= 0) & (x <= 1)):
+        raise ValueError(f"{name} is {x}; it must lie in [0, 1]")
+    return np.where(x < np.finfo(np.float64).tiny, 0.0, x)
