@@ -182,3 +182,26 @@ def test_131072_tokens_take_little_memory():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     hr.hardness(q, k, mask, op_norm=False, rng=0)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
+
+
+def agree(query, key, mask, scale, is_causal=False):
+    """Panels and dense float64 agree to 1e-10, relatively and in the log domain, alpha's whole curve included."""
+    q, k = query.astype(np.float64), key.astype(np.float64)
+    common = {"scale": scale, "is_causal": is_causal, "rng": 0}
+    streamed, dense = (hr.hardness(q, k, mask, backend=backend, **common) for backend in ("numpy", "reference"))
+    for name in ("alpha_curve", "log_kappa", "log_kappa_rescaled", "frobenius_norm", "op_norm", "perplexity"):
+        np.testing.assert_allclose(getattr(streamed, name), getattr(dense, name), rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("n", [255, pytest.param(2048, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", hr.synthetic.FAMILIES)
+def test_panels_agree_with_dense_float64_on_every_family(family, n):
+    problem = hr.synthetic.FAMILIES[family](n, rng=0)
+    agree(problem.query, problem.key, problem.mask, problem.scale)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("h", range(6))
+def test_panels_agree_with_dense_float64_on_every_real_head(h, is_causal):
+    head = hr.load_sample_heads()[h]
+    agree(head.query, head.key, None, head.scale, is_causal)
