@@ -51,12 +51,12 @@ def operations(settings: Settings) -> Verdict:
 def near_pairs_found(settings: Settings) -> Verdict:
     """On planted clusters the mask of Algorithm 1 holds far more softmax mass than a random one of the same size."""
     n = min(settings.n, 1024)
-    bits = round(math.log2(n))
+    bits, block = round(math.log2(n)), min(BLOCK, n // 8)
     dense = Dense.of(synthetic.planted_clusters(n, rng=settings.rng("corollary 1, clusters")))
     near = int(dense.mask.sum())
     shares, chance = [], []
     for seed in settings.rng("corollary 1, seeds").integers(2**32, size=settings.trials).tolist():
-        mask = hr.sort_lsh(dense.query, dense.key, BLOCK, lsh_bits=bits, rng=seed).toarray()
+        mask = hr.sort_lsh(dense.query, dense.key, block, lsh_bits=bits, rng=seed).toarray()
         shares.append(float((dense.p * mask).sum() / n))
         chance.append(mask.mean())
     return Verdict(

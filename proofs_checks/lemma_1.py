@@ -12,12 +12,12 @@ from hyperattention_ref.proofs_checks.statement import HOLDS, Settings, Verdict,
 
 BENIGN = ("gaussian", "sphere", "cones", "flat")
 """Families on which (6) is known from measurement to hold at m = 256; elsewhere nothing is promised at that m."""
-SMALL_N = 8
+SMALL_N = 6
 M = 256
 
 
 def check(settings: Settings):
-    for problem in settings.problems(("gaussian", "sphere"), n=SMALL_N):
+    for problem in replace(settings, families=None).problems(("gaussian", "sphere"), n=SMALL_N):  # others ask for more
         yield at_m_asked(settings, Dense.of(problem, mask_given=None), problem.name)
     for problem in settings.problems((*BENIGN, "sink", "low_rank", "row_scales")):
         dense = Dense.of(problem)

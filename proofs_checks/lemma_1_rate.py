@@ -7,12 +7,15 @@ import math
 import numpy as np
 
 from hyperattention_ref import synthetic
+from hyperattention_ref.proofs_checks import lemma_1, lemma_1_usable
 from hyperattention_ref.proofs_checks.dense import Dense
 from hyperattention_ref.proofs_checks.statement import Settings, Verdict
 
 SAMPLES = (64, 128, 256, 512, 1024, 2048, 4096)
 FITS = {"cap constant 1": (1.0, 256, 4096), "no cap": (math.inf, 64, 1024)}
 """Where the slope is fitted: below m = 256 the cap's bias bends the curve."""
+EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+"""Where the m that the bounds ask for is computed."""
 
 
 def check(settings: Settings):
@@ -45,6 +48,13 @@ def slope(settings: Settings, dense: Dense, label: str, gamma: float, least: int
             "m": list(SAMPLES),
             "errors": errors.tolist(),
             "fitted": fitted.tolist(),
+            "asked": {
+                "epsilon": list(EPSILONS),
+                "Lemma 1": [
+                    lemma_1.samples_asked(dense.n, dense.kappa, dense.alpha, e, dense.op_norm) for e in EPSILONS
+                ],
+                "usable version": [lemma_1_usable.samples_asked(dense, e) for e in EPSILONS],
+            },
             "entries capped": [float(np.mean([run.n_capped / (run.m * dense.n) for run in at_m])) for at_m in runs],
             "rows floored": [float(np.mean([run.n_floored / dense.n for run in at_m])) for at_m in runs],
         },
