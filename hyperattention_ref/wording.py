@@ -1,0 +1,40 @@
+"""Numbers and counts as a person writes them, for tables and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(x: float | None) -> str:
+    """Three digits that matter; powers of ten outside 0.001 .. 100 000; a dash for None."""
+    if x is None:
+        return "–"
+    if not math.isfinite(x):
+        return "NaN" if math.isnan(x) else ("∞" if x > 0 else "−∞")
+    if x and not 1e-3 <= abs(x) < 1e5:
+        mantissa, exponent = f"{x:.1e}".split("e")
+        return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
+    return (f"{x:.0f}" if isinstance(x, int) or abs(x) >= 100 else f"{x:.3g}").replace("-", "−")
+
+
+def span(values: Sequence[float]) -> str:
+    """The smallest and the largest of some numbers."""
+    return f"{number(min(values))} to {number(max(values))}"
+
+
+def power_of_ten(log_x: float) -> str:
+    """e^log_x as a power of ten with one decimal, whatever its size."""
+    return f"10^{log_x / math.log(10):.1f}".replace("-", "−")
+
+
+def heads_where(flags: dict[str, bool]) -> str:
+    """How many heads, and which, have a property: `flags` by name of the head."""
+    names = [name for name, flag in flags.items() if flag]
+    if len(names) == len(flags):
+        return f"all {len(flags)} heads"
+    if not names:
+        return f"none of the {len(flags)} heads"
+    return f"{len(names)} of the {len(flags)} heads ({', '.join(names)})"
