@@ -1,0 +1,214 @@
+"""How far rounding can take attention from its exact value: the first gate of the conformance suite.
+
+Derived (page "numerics"). Let u be the unit roundoff and t the smallest normal number of the working type (float32 for
+float16), γ_n = n u / (1 - n u). Query i meets K terms; a term has the exact logit x = s q·k + w (w = 0 unless the key
+is sampled) and the share p = e^{x - L} of the denominator e^L. Its computed weight is e^x (1 + θ), |log(1 + θ)| ≤ η:
+
+    η / 1.05 = γ_{d+5} |s| |q|ᵀ|k|        the dot product, the scale, a factor log2 e, adding w
+             + 4 u |w|                    rounding the log-weight, a factor log2 e, adding it
+             + 3 u (x_max - x)            subtracting the maximum; one that rises in steps costs the same in all
+             + 8 u (K + 1)                an exponential (3 ulp), a product and a sum for each of at most K rescalings
+             + u R (9 + 12 (X + ln K))    R merges through rounded log-sum-exps, |x| ≤ X for every term
+             + 2 t (1 + |s|)(|q|₁ + |k|₁ + d)    underflow inside the dot product.
+
+Logarithms of factors 1 + δ add up; the 1.05 covers what the computed x differ from the exact ones above, while η stays
+below 0.03, and the rounding of this formula. Numerator and denominator sum the same weights in orders of their own,
+with errors θ and θ', so that exactly
+
+    ô - o = Σ p (θ v - θ' o) / (1 + Σ p θ'),   hence
+    |ô - o| ≤ (Σ p (e^η - 1) |v| + |o| Σ p (e^η - 1)) / Σ p e^{-η} + 4 K t (1 + max |v|),
+    |L̂ - L| ≤ ln Σ p e^η + u (6 + 6 ln K + 3 |L|) + 4 K t        (by Cauchy-Schwarz, -ln Σ p e^{-η} ≤ ln Σ p e^η).
+
+Division and rounding to the output type add (u + u_out)(|o| + error) and one subnormal number of that type. R is the
+number of parts that the query belongs to (leaf, views, exact keys, sampled keys) minus one. A pair that two views hold
+is one term; a key drawn twice is two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Rounding(NamedTuple):
+    """What the bounds need to know of the arithmetic: u, t, and whether every sum counts as one of a single term."""
+
+    u: float
+    t: float
+    one_rounding: bool
+
+    @classmethod
+    def of(cls, dtype, one_rounding: bool = False) -> Rounding:
+        """The working type of inputs of this dtype, with the u of float64 added, for the reference's own rounding.
+
+        The bounds are linear or convex in u, so that they cover both errors together. With `one_rounding` they are
+        those of sums of a single term, d = K = n = 1: the floor below which no backend can be blamed.
+        """
+        working = np.finfo(np.promote_types(dtype, np.float32))
+        u = (float(working.eps) + float(np.finfo(np.float64).eps)) / 2
+        return cls(u, float(working.smallest_normal), one_rounding)
+
+    def count(self, n):
+        """`n`, or 1 if every sum counts as one of a single term."""
+        return np.ones_like(n) if self.one_rounding else n
+
+    def of_log(self, k_terms, log) -> np.ndarray:
+        """u (6 + 6 ln K + 3 |L|): the logarithm of a sum of K terms relative to the largest, added to that."""
+        return self.u * (6 + 6 * np.log(k_terms) + 3 * np.abs(log))
+
+    def of_result(self, x, error, dtype) -> np.ndarray:
+        """`error` and the rounding to `dtype` of a result near x."""
+        final = np.finfo(dtype)
+        return error + (self.u + float(final.eps) / 2) * (np.abs(x) + error) + float(final.smallest_subnormal)
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """Everything that one head sums: N columns of terms for every query.
+
+    Attributes
+    ----------
+    logits : (n_q, N) x = s q·k + w; -inf where query and term do not meet.
+    sizes : (n_q, N) |s| |q|ᵀ|k|.
+    underflow : (n_q, N) 2 (1 + |s|)(|q|₁ + |k|₁ + d).
+    log_weights : (N,) w.
+    keys : (N,) the key of each term.
+    merges : (n_q,) R.
+    d : coordinates of a query.
+    """
+
+    logits: np.ndarray
+    sizes: np.ndarray
+    underflow: np.ndarray
+    log_weights: np.ndarray
+    keys: np.ndarray
+    merges: np.ndarray
+    d: int
+
+    def of(self, queries) -> Terms:
+        """The terms of some of the queries."""
+        rows = {name: getattr(self, name)[queries] for name in ("logits", "sizes", "underflow", "merges")}
+        return replace(self, **rows)
+
+    def k_terms(self, rounding: Rounding) -> np.ndarray:
+        """(n_q,) K."""
+        return rounding.count(np.isfinite(self.logits).sum(axis=1))
+
+    def eta(self, rounding: Rounding) -> np.ndarray:
+        """(n_q, N) η; every query must have a term."""
+        here = np.isfinite(self.logits)
+        x = np.where(here, self.logits, 0)
+        largest, top = np.abs(x).max(axis=1), self.logits.max(axis=1, keepdims=True)
+        k_terms, steps = self.k_terms(rounding), (int(rounding.count(self.d)) + 5) * rounding.u
+        eta = steps / (1 - steps) * self.sizes + rounding.t * self.underflow
+        eta += rounding.u * (4 * np.abs(self.log_weights) + 3 * (top - x))
+        rows = 8 * (k_terms + 1) + self.merges * (9 + 12 * (largest + np.log(k_terms)))
+        return np.where(here, 1.05 * (eta + rounding.u * rows[:, None]), 0)
+
+
+def head_terms(q, k, scale: float, *, is_causal: bool = False, head_plan=None) -> Terms:
+    """The terms of one head, q (n_q, d) and k (n_k, d): of exact attention, or of a HeadPlan."""
+    q, k = q.astype(np.float64), k.astype(np.float64)
+    n_q, n_k, d = len(q), len(k), q.shape[1]
+    if head_plan is None:
+        exact = np.tri(n_q, n_k, dtype=bool) if is_causal else np.ones((n_q, n_k), dtype=bool)
+        parts, drawn = np.ones(n_q), []
+    else:
+        exact, parts, drawn = _planned(head_plan)
+    keys = np.concatenate([np.arange(n_k), *(keys for keys, _, _ in drawn)])
+    log_weights = np.concatenate([np.zeros(n_k), *(weights for _, weights, _ in drawn)])
+    meets = np.hstack([exact, *(met for _, _, met in drawn)])
+    k = k[keys]
+    return Terms(
+        logits=np.where(meets, scale * q @ k.T + log_weights, -np.inf),
+        sizes=abs(scale) * np.abs(q) @ np.abs(k).T,
+        underflow=2 * (1 + abs(scale)) * (np.abs(q).sum(axis=1)[:, None] + np.abs(k).sum(axis=1) + d),
+        log_weights=log_weights,
+        keys=keys,
+        merges=np.maximum(parts - 1, 0),
+        d=d,
+    )
+
+
+def _planned(head_plan):
+    """Exact pairs (n_q, n_k), parts of each query, and per rectangle (keys, log-weights, (n_q, m) who meets them)."""
+    exact, parts, drawn = np.zeros((head_plan.n_q, head_plan.n_k), dtype=bool), np.zeros(head_plan.n_q), []
+    for a, c in head_plan.leaves:
+        exact[a:c, a:c] = np.tri(c - a, dtype=bool)
+        parts[a:c] += 1
+    for r in head_plan.rectangles:
+        rows, mask = slice(r.query_start, r.query_start + r.n_q), r.toarray()
+        exact[rows, r.key_start : r.key_start + r.n_k] |= mask
+        meets = np.zeros((head_plan.n_q, r.sampled_keys.size), dtype=bool)
+        meets[rows] = ~mask[:, r.sampled_keys]
+        drawn.append((r.sampled_keys + r.key_start, r.log_weights, meets))
+        parts[rows] += len(r.views) + bool(r.exact_keys.size) + bool(r.sampled_keys.size)
+    return exact, parts, drawn
+
+
+def error_bounds(head: Terms, v, out, lse, dtype, out_dtype, *, one_rounding: bool = False):
+    """Bounds of |ô - out| (n_q, d_v) and |L̂ - lse| (n_q,) for inputs of `dtype` and an output of `out_dtype`.
+
+    `out` and `lse` are the reference's. The bounds of a query without any term are 0: it must get the neutral element
+    exactly. For `one_rounding` see `Rounding`, here and below.
+    """
+    rounding = Rounding.of(dtype, one_rounding)
+    met = np.isfinite(lse)
+    bound_out, bound_lse = np.zeros((met.size, v.shape[1])), np.zeros(met.size)
+    head, out, lse = head.of(met), out[met], lse[met]
+    k_terms, eta = head.k_terms(rounding), head.eta(rounding)
+    v, gone = np.abs(v[head.keys].astype(np.float64)), 4 * k_terms * rounding.t
+    p = np.exp(head.logits - lse[:, None])
+    grow, shrink = p * np.expm1(eta), -p * np.expm1(-eta)
+    error = (grow @ v + np.abs(out) * grow.sum(axis=1, keepdims=True)) / (1 - shrink.sum(axis=1, keepdims=True))
+    bound_out[met] = rounding.of_result(out, error + gone[:, None] * (1 + v.max()), out_dtype)
+    bound_lse[met] = np.log1p(grow.sum(axis=1)) + rounding.of_log(k_terms, lse) + gone
+    return bound_out, bound_lse
+
+
+def sums_bounds(head: Terms, marked, sums, dtype, *, one_rounding: bool = False) -> dict[str, np.ndarray]:
+    """Bounds for the fields of AttentionSums: `sums` holds the reference's by name, `marked` is the dense mask.
+
+    Derived. The logarithm x - L of a probability is wrong by at most η_P = η + |L̂ - L| + 3 u (L - x), and a sum over
+    the n_q rows adds 8 u (n_q + 1). So column sums are wrong by Σ p (e^{η_P} - 1), column squares by
+    Σ p² (e^{2 η_P} - 1), the entropy Σ p (L - x) by Σ p ((e^{η_P} - 1)(L - x) + e^{η_P} η_P).
+    """
+    rounding = Rounding.of(dtype, one_rounding)
+    x, lse, k_terms, eta = head.logits, sums["log_total"], head.k_terms(rounding), head.eta(rounding)
+    u, gone, left = rounding.u, 4 * k_terms * rounding.t, np.isfinite(sums["log_unmasked"])
+    p, below = np.exp(x - lse[:, None]), np.where(np.isfinite(x), lse[:, None] - x, 0)
+    log_total = np.log1p((p * np.expm1(eta)).sum(axis=1)) + rounding.of_log(k_terms, lse) + gone
+    eta_p = eta + log_total[:, None] + 3 * u * below + _over_rows(len(p), rounding)
+    entropy = (p * (np.expm1(eta_p) * below + np.exp(eta_p) * eta_p)).sum(axis=1)
+    log_r = sums["log_unmasked"][left]
+    share = np.exp(np.where(marked, -np.inf, x)[left] - log_r[:, None])
+    log_unmasked = np.zeros(len(p))
+    log_unmasked[left] = np.log1p((share * np.expm1(eta[left])).sum(axis=1))
+    log_unmasked[left] += rounding.of_log(k_terms[left], np.abs(log_r) + np.abs(x[left].max(axis=1)))
+    logits = np.max(eta + u * np.abs(np.where(np.isfinite(x), x, 0)))
+    return {
+        "log_total": log_total,
+        "log_unmasked": log_unmasked,
+        "column_sums": (p * np.expm1(eta_p)).sum(axis=0) + gone.sum(),
+        "column_squares": (p**2 * np.expm1(2 * eta_p)).sum(axis=0) + gone.sum(),
+        "entropy": entropy + rounding.of_log(k_terms, sums["entropy"]) + gone * (1 + below.max(axis=1)),
+        "logit_min": logits,
+        "logit_max": logits,
+    }
+
+
+def transposed_bounds(head: Terms, y, lse, out, dtype, out_dtype, *, one_rounding: bool = False) -> np.ndarray:
+    """Bound (n_k, c) for P^T y: Σ_i p (e^{η_T} - 1) |y| with η_T = η + 3 u (|L| + |L - x|) + 8 u (n_q + 1)."""
+    rounding = Rounding.of(dtype, one_rounding)
+    x, y = head.logits, np.abs(y.astype(np.float64))
+    p, below = np.exp(x - lse[:, None]), np.where(np.isfinite(x), np.abs(lse[:, None] - x), 0)
+    eta = head.eta(rounding) + 3 * rounding.u * (np.abs(lse)[:, None] + below) + _over_rows(len(p), rounding)
+    error = (p * np.expm1(eta)).T @ y + 4 * len(p) * rounding.t * (1 + y.max())
+    return rounding.of_result(out, error, out_dtype)
+
+
+def _over_rows(n_q: int, rounding: Rounding) -> float:
+    """8 u (n_q + 1): a sum over the rows, with a product and a division for each."""
+    return 8 * rounding.u * (float(rounding.count(n_q)) + 1)
