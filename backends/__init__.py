@@ -57,14 +57,14 @@ class Backend(Protocol):
         """P^T y `(n_k, c)` of one head, for y `(n_q, c)` and the log-sum-exps of the rows; P x is `exact_attention`."""
 
 
+def _built_in(target: str) -> Callable[[], type]:
+    module, _, attribute = target.partition(":")
+    return lambda: getattr(import_module(module), attribute)
+
+
 def _loaders() -> dict[str, Callable[[], type]]:
     """How to import each known backend class, by name."""
-
-    def built_in(target: str) -> Callable[[], type]:
-        module, _, attribute = target.partition(":")
-        return lambda: getattr(import_module(module), attribute)
-
-    loaders = {name: built_in(target) for name, target in _BUILT_IN.items()}
+    loaders = {name: _built_in(target) for name, target in _BUILT_IN.items()}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in loaders:
             raise RuntimeError(f"entry point {point.value} redefines the backend {point.name!r}; rename or remove it")
@@ -84,7 +84,10 @@ def available_backends() -> list[str]:
 
 def get_backend(name: str) -> Backend:
     """The backend of that name, or a ValueError that says why it cannot be had."""
-    loaders = _loaders()
+    if name in _BUILT_IN:  # without asking the installed packages for theirs
+        loaders = {name: _built_in(_BUILT_IN[name])}
+    else:
+        loaders = _loaders()
     if name not in loaders:
         raise ValueError(f"backend {name!r} is unknown; known here: {', '.join(loaders)}")
     backend, reason = _try_load(loaders[name])

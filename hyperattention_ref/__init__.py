@@ -56,8 +56,8 @@ _HOME = {
     "capturing": "model_capture",
     "capture_text": "model_capture",
     "survey": "survey_heads",
-    "measure_head": "survey_heads",
-    "SurveySettings": "survey_heads",
+    "measure_head": "head_measures",
+    "SurveySettings": "head_measures",
     "available_backends": "backends",
     "backend_status": "backends",
 }

@@ -8,7 +8,7 @@ import numpy as np
 
 from hyperattention_ref import inputs
 from hyperattention_ref.algorithm_2 import ApproxDResult, approx_d
-from hyperattention_ref.lemma_2 import RowNormSample, row_norm_sample, sampled_product
+from hyperattention_ref.lemma_2 import RowNormSample, normalised, row_norm_sample, sampled_product
 from hyperattention_ref.results import Result
 
 
@@ -80,5 +80,5 @@ def literal_hyper_attention(
     # line 2: S from the row norms of V
     sample = row_norm_sample(v, m, rng)
     # line 3: return (D̃, S); the estimate follows from both
-    x = np.exp(scale * q @ k.T - diagonal.log_d[:, None])  # D̃^{-1} A
+    x = normalised(scale * q @ k.T, diagonal.log_d)  # D̃^{-1} A
     return LiteralHyperAttention(diagonal, sample, sampled_product(x, v, sample))

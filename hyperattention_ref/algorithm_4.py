@@ -9,7 +9,7 @@ import numpy as np
 from hyperattention_ref import inputs
 from hyperattention_ref.algorithm_1 import sort_lsh
 from hyperattention_ref.algorithm_2 import ApproxDResult, approx_d, checked, log_sum_exp
-from hyperattention_ref.lemma_2 import RowNormSample, row_norm_sample, sampled_product
+from hyperattention_ref.lemma_2 import RowNormSample, normalised, row_norm_sample, sampled_product
 from hyperattention_ref.plan import causal_tiling
 from hyperattention_ref.results import Result
 
@@ -123,5 +123,5 @@ def causal_literal_hyper_attention(
     rng = inputs.generator(rng)
     diagonal = causal_approx_d(q, k, kappa=kappa, epsilon=epsilon, m=m, scale=scale, rng=rng, **options)
     sample = row_norm_sample(v, m, rng)
-    log_x = np.where(np.tri(len(q), dtype=bool), scale * q @ k.T - diagonal.log_d[:, None], -np.inf)
-    return CausalLiteralHyperAttention(diagonal, sample, sampled_product(np.exp(log_x), v, sample))
+    x = normalised(np.where(np.tri(len(q), dtype=bool), scale * q @ k.T, -np.inf), diagonal.log_d)  # D̃^{-1} (M^C ∘ A)
+    return CausalLiteralHyperAttention(diagonal, sample, sampled_product(x, v, sample))

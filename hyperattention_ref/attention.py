@@ -117,8 +117,8 @@ def hyper_attention(
         _only_the_plan(decisions)
     q, k, v = inputs.heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
     scale = inputs.resolve_scale(scale, q.shape[-1])
-    inputs.logit_range(q, k, scale, v)
     plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal, q.dtype)
+    inputs.logit_range(q, k, scale, v, draws=plan.most_draws)
     out, lse = chosen.planned_attention(q, k, v, plan, scale=scale)
     out, lse = out.reshape(*lead, *out.shape[-2:]), lse.reshape(*lead, lse.shape[-1])
     return (out, lse) if return_lse else out

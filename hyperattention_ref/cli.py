@@ -132,28 +132,13 @@ def add_surveys(cli) -> None:
     from hyperattention_ref.head_measures import SurveySettings
     from hyperattention_ref.recipe import RECIPES
 
-    def numbers(given: str | None) -> list[int] | None:
-        if given is None:
-            return None
-        parts = given.split(",")
-        if not all(part.strip().isdecimal() for part in parts):
-            raise typer.BadParameter(f"{given!r} is no list of numbers from zero, such as 0,1,5")
-        return [int(part) for part in parts]
-
-    def names(given: str) -> tuple[str, ...]:
-        found = tuple(dict.fromkeys(part.strip() for part in given.split(",")))
-        unknown = [name for name in found if name not in RECIPES]
-        if unknown:
-            raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(RECIPES)}")
-        return found
-
     usual = SurveySettings()
-    some_layers = typer.Option(callback=numbers, help="Layers, as in 0,1; default all.")
-    some_heads = typer.Option(callback=numbers, help="Heads of every layer, as in 0,3; default all.")
+    some_layers = typer.Option(help="Layers, as in 0,1; default all.")
+    some_heads = typer.Option(help="Heads of every layer, as in 0,3; default all.")
     maps = typer.Argument(help="A .npz or .safetensors file of maps: from `capture`, or query, key and value.")
     is_demo = typer.Option("--demo", help="The six heads that ship with the package, instead of a file.")
     prefix = typer.Option(min=1, help="Tokens from the start of the text; default all.")
-    ways = typer.Option(callback=names, help="Recipes to compare, separated by commas.")
+    ways = typer.Option(help="Recipes to compare, separated by commas.")
     budget_keys = typer.Option(min=1, help="Keys for each query; a recipe’s pilot comes on top.")
     exact_rows = typer.Option(min=1, help="Exact rows for masses and errors; default 1024, or all if fewer.")
     sure = typer.Option(help="Confidence of every bound by itself, between 0 and 1.")
@@ -196,7 +181,7 @@ def add_surveys(cli) -> None:
         try:
             settings = SurveySettings(
                 n=n,
-                recipes=recipes,
+                recipes=tuple(name.strip() for name in recipes.split(",")),
                 budget=budget,
                 rows=rows,
                 confidence=confidence,
@@ -206,7 +191,7 @@ def add_surveys(cli) -> None:
                 backend=backend,
             )
             with source as file:
-                run(file, out, settings, console, layers=layers, heads=heads, n_jobs=jobs)
+                run(file, out, settings, console, layers=_numbers(layers), heads=_numbers(heads), n_jobs=jobs)
         except BAD_INPUT as error:
             _refuse(error)
 
@@ -228,11 +213,22 @@ def add_surveys(cli) -> None:
         from hyperattention_ref.model_capture import capture_text
 
         try:
-            with MapFile(capture_text(model, text, out, n=n, layers=layers, heads=heads)) as written:
+            chosen = {"layers": _numbers(layers), "heads": _numbers(heads)}
+            with MapFile(capture_text(model, text, out, n=n, **chosen)) as written:
                 tokens = written.tokens(written.layers[0])
                 print(f"{out}: {len(written)} heads of {len(written.layers)} layers, {tokens} tokens")
         except BAD_INPUT as error:
             _refuse(error)
+
+
+def _numbers(given: str | None) -> list[int] | None:
+    """Layers or heads, as in 0,1,5."""
+    if given is None:
+        return None
+    parts = [part.strip() for part in given.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{given!r} is no list of numbers from zero, such as 0,1,5")
+    return [int(part) for part in parts]
 
 
 def _refuse(reason) -> NoReturn:

@@ -122,8 +122,11 @@ def resolve_scale(scale, d: int) -> float:
     return finite("scale", scale)
 
 
-def logit_range(q, k, scale: float, v=None) -> None:
-    """Refuse inputs whose logits or weighted sums could overflow the working type (float32 for float16)."""
+def logit_range(q, k, scale: float, v=None, draws: int = 0) -> None:
+    """Refuse inputs whose logits or weighted sums could overflow the working type (float32 for float16).
+
+    `draws` is the largest number of sampled keys of a query, which add to the n_k terms of its sums.
+    """
     limit = float(np.finfo(np.promote_types(q.dtype, np.float32)).max) / 4
     top = [max(abs(float(x.min())), abs(float(x.max()))) for x in (q, k)]
     if not (abs(scale) <= limit and top[0] * top[1] * q.shape[-1] * max(1.0, abs(scale)) <= limit):
@@ -133,7 +136,7 @@ def logit_range(q, k, scale: float, v=None) -> None:
         )
     if v is not None:
         top_v = max(abs(float(v.min())), abs(float(v.max())))
-        if not top_v * 4 * v.shape[-2] <= limit:
+        if not top_v * 4 * (v.shape[-2] + draws) <= limit:
             raise ValueError(f"sums of values may overflow {v.dtype}: max|value| = {top_v:.3g}; rescale value")
 
 

@@ -9,6 +9,9 @@ import numpy as np
 from hyperattention_ref import inputs
 from hyperattention_ref.results import Result
 
+LOG_LARGEST = 600.0
+"""Natural logarithm of the largest entry of D̃^{-1} A that is computed with; products with V then stay finite."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RowNormSample(Result):
@@ -64,6 +67,21 @@ def row_norm_sample(v, m: int, rng=None) -> RowNormSample:
     indices = rng.choice(len(v), size=m, p=p / p.sum())
     weights = total / (np.sqrt(m) * norms[indices]) if total else np.zeros(m)
     return RowNormSample(indices, weights, len(v))
+
+
+def normalised(log_a, log_d) -> np.ndarray:
+    """X = D̃^{-1} A from logarithms, (n_q, n_k), refused where an entry is too large for float64.
+
+    That takes an estimate d̃_i smaller than one of the row's entries by a factor of 1e300, as only a kappa far too large
+    can give.
+    """
+    log_x = log_a - log_d[:, None]
+    if not log_x.max() <= LOG_LARGEST:
+        raise ValueError(
+            f"D̃^-1 A has an entry e^{log_x.max():.0f}, too large for float64: an estimated row sum is far too small; "
+            "pass a smaller kappa, or more samples"
+        )
+    return np.exp(log_x)
 
 
 def sampled_product(x, v, sample: RowNormSample) -> np.ndarray:

@@ -190,6 +190,11 @@ class Plan:
     def is_causal(self) -> bool:
         return self.heads[0].is_causal
 
+    @property
+    def most_draws(self) -> int:
+        """The most sampled keys that one query can meet."""
+        return max(sum(r.sampled_keys.size for r in head.rectangles) for head in self.heads)
+
     @classmethod
     def from_orders(
         cls, query_order, key_order, *, block_size: int, exact_keys=(), sampled_keys=(), log_weights=()

@@ -122,3 +122,11 @@ def test_seeds_reproduce_and_result_is_a_record():
     assert set(record) == {"diagonal", "sample", "estimate"}
     assert record["diagonal"]["m"] == 9
     assert "LiteralHyperAttention(" in repr(first)
+
+
+def test_a_row_sum_so_small_that_the_estimate_overflows_is_refused():
+    problem = hr.synthetic.permutation(40, strength=1000.0, rng=0)
+    with pytest.raises(ValueError, match="too large for float64.*smaller kappa"):
+        hr.literal_hyper_attention(
+            problem.query, problem.key, problem.value, None, kappa=1e300, epsilon=0.5, m=1, scale=problem.scale, rng=0
+        )

@@ -418,3 +418,10 @@ def test_time_at_32768_tokens_is_at_most_49_times_that_at_8192(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert float(done.stdout) <= 4.9
+
+
+def test_sums_over_very_many_draws_of_large_values_are_refused_at_the_door():
+    q, k, v = (np.ones((4, 2), np.float32) for _ in range(3))
+    plan = Plan.from_views([], shape=(4, 4), sampled_keys=[0] * 4000, log_weights=np.zeros(4000))
+    with pytest.raises(ValueError, match="sums of values may overflow float32"):
+        hyper_attention(q, k, v * np.float32(5e36), plan=plan)
