@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from hyperattention_ref.attention_sums import AttentionSums
+from hyperattention_ref.measures.attention_sums import AttentionSums
 
 ENTRY_POINT_GROUP = "hyperattention_ref.backends"
 
@@ -84,10 +84,8 @@ def available_backends() -> list[str]:
 
 def get_backend(name: str) -> Backend:
     """The backend of that name, or a ValueError that says why it cannot be had."""
-    if name in _BUILT_IN:  # without asking the installed packages for theirs
-        loaders = {name: _built_in(_BUILT_IN[name])}
-    else:
-        loaders = _loaders()
+    # a built-in backend is had without asking the installed packages for theirs
+    loaders = {name: _built_in(_BUILT_IN[name])} if name in _BUILT_IN else _loaders()
     if name not in loaders:
         raise ValueError(f"backend {name!r} is unknown; known here: {', '.join(loaders)}")
     backend, reason = _try_load(loaders[name])

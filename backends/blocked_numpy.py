@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyperattention_ref.attention_sums import AttentionSums
 from hyperattention_ref.backends import each_head
 from hyperattention_ref.definition_1 import gray_rank, scaled_rows
+from hyperattention_ref.measures.attention_sums import AttentionSums
 from hyperattention_ref.merge import merge_attention
 
 TILE_QUERIES, TILE_KEYS = 512, 1024  # a tile of logits is at most 4 MB in float64

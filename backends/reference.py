@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyperattention_ref.attention_sums import AttentionSums
 from hyperattention_ref.backends import each_head
 from hyperattention_ref.block_mask import dense_mask
 from hyperattention_ref.definition_1 import hamming_sorted_lsh
+from hyperattention_ref.measures.attention_sums import AttentionSums
 from hyperattention_ref.merge import NEUTRAL, merge_attention
 
 

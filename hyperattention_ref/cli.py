@@ -129,8 +129,8 @@ def add_surveys(cli) -> None:
     """The commands that are about real attention maps."""
     import typer
 
-    from hyperattention_ref.head_measures import SurveySettings
     from hyperattention_ref.recipe import RECIPES
+    from hyperattention_ref.reports.head_measures import SurveySettings
 
     usual = SurveySettings()
     some_layers = typer.Option(help="Layers, as in 0,1; default all.")
@@ -172,7 +172,7 @@ def add_surveys(cli) -> None:
 
         from rich.console import Console
 
-        from hyperattention_ref.measure_console import run
+        from hyperattention_ref.reports.measure_console import run
 
         if demo == (path is not None):
             _refuse("give either a file of maps or --demo")
@@ -209,8 +209,8 @@ def add_surveys(cli) -> None:
         heads: Annotated[str | None, some_heads] = None,
     ) -> None:
         """Run a model once on a text and keep the queries, keys and values of its heads (extra "models")."""
-        from hyperattention_ref.maps import MapFile
-        from hyperattention_ref.model_capture import capture_text
+        from hyperattention_ref.maps.map_file import MapFile
+        from hyperattention_ref.maps.model_capture import capture_text
 
         try:
             chosen = {"layers": _numbers(layers), "heads": _numbers(heads)}
@@ -243,8 +243,9 @@ def run(settings, out: Path) -> bool:
     """Check, show, write; return whether every outcome is as expected."""
     from rich.console import Console
 
-    from hyperattention_ref.report import Report, environment, write_report
-    from hyperattention_ref.report_console import heads_tables, verdict_tables
+    from hyperattention_ref.reports.verify_console import heads_tables, verdict_tables
+    from hyperattention_ref.reports.verify_page import write_report
+    from hyperattention_ref.reports.verify_report import Report, environment
 
     # A pipe or a log file has no width; the table needs one at which its columns are not folded.
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
@@ -265,7 +266,7 @@ def measure(settings, console):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from hyperattention_ref import proofs_checks
-    from hyperattention_ref.real_heads import measure_sample_heads
+    from hyperattention_ref.reports.real_heads import measure_sample_heads
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     verdicts: list[proofs_checks.Verdict] = []

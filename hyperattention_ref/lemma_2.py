@@ -103,7 +103,9 @@ def sampled_product(x, v, sample: RowNormSample) -> np.ndarray:
     x = inputs.head("x", x)
     v = inputs.value(v, x.shape[1])
     if not isinstance(sample, RowNormSample):
-        raise TypeError(f"sample is a {type(sample).__name__}; it must be a RowNormSample from row_norm_sample(value, m)")
+        raise TypeError(
+            f"sample is a {type(sample).__name__}; it must be a RowNormSample from row_norm_sample(value, m)"
+        )
     if sample.n != len(v):
         raise ValueError(f"sample was drawn from {sample.n} rows and value has {len(v)}; draw it from this value")
     x_st = x[:, sample.indices] * sample.weights

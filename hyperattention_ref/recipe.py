@@ -13,7 +13,7 @@ from hyperattention_ref import backends, inputs
 from hyperattention_ref.block_mask import BlockMask
 from hyperattention_ref.definition_1 import MAX_BITS
 from hyperattention_ref.draw import Draw, head_streams
-from hyperattention_ref.pilot import pilot_column_masses
+from hyperattention_ref.measures.pilot import pilot_column_masses
 from hyperattention_ref.plan import HeadPlan, Plan, Rectangle, causal_tiling
 from hyperattention_ref.results import Result
 

@@ -88,9 +88,7 @@ def test_huge_logits_give_finite_estimates(top, rescale, masked):
         mask = hr.sort_lsh(q, k, 5, rng=0) if masked else None
         log_r = (q @ k.T).max(axis=1)
         kappa = math.exp(min(700.0, float(np.ptp(log_r))))
-        result = literal_hyper_attention(
-            q, k, v, mask, kappa=kappa, epsilon=0.5, m=30, rescale_rows=rescale, rng=seed
-        )
+        result = literal_hyper_attention(q, k, v, mask, kappa=kappa, epsilon=0.5, m=30, rescale_rows=rescale, rng=seed)
         assert np.all(np.isfinite(result.estimate))
 
 
@@ -126,7 +124,7 @@ def test_seeds_reproduce_and_result_is_a_record():
 
 def test_a_row_sum_so_small_that_the_estimate_overflows_is_refused():
     problem = hr.synthetic.permutation(40, strength=1000.0, rng=0)
-    with pytest.raises(ValueError, match="too large for float64.*smaller kappa"):
+    with pytest.raises(ValueError, match=r"too large for float64.*smaller kappa"):
         hr.literal_hyper_attention(
             problem.query, problem.key, problem.value, None, kappa=1e300, epsilon=0.5, m=1, scale=problem.scale, rng=0
         )

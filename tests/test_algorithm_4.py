@@ -49,9 +49,7 @@ def test_d_is_the_sum_of_the_leaf_and_the_rectangles(n, least, seed, block_size,
         ((a, _),) = [leaf for leaf in result.leaves if leaf[0] <= i < leaf[1]]
         terms = [logsumexp(q[i] @ k[a : i + 1].T)]
         terms += [
-            part.log_d[i - s]
-            for (_, s, c), part in zip(result.rectangles, result.parts, strict=True)
-            if s <= i < c
+            part.log_d[i - s] for (_, s, c), part in zip(result.rectangles, result.parts, strict=True) if s <= i < c
         ]
         assert result.log_d[i] == pytest.approx(logsumexp(terms), rel=1e-12, abs=1e-12)
 

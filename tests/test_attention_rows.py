@@ -4,9 +4,9 @@ import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperattention_ref.attention_rows import PANEL, attention_rows, draw_rows, mask_rows, number_of_rows
 from hyperattention_ref.block_mask import BlockMask
 from hyperattention_ref.draw import head_streams
+from hyperattention_ref.measures.attention_rows import PANEL, attention_rows, draw_rows, mask_rows, number_of_rows
 from hyperattention_ref.plan import Plan, Rectangle
 from hyperattention_ref.proofs_checks.statement import clopper_pearson
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperattention_ref as hr
-from hyperattention_ref import hardness_parameters
 from hyperattention_ref.backends import blocked_numpy, get_backend
+from hyperattention_ref.measures import hardness_parameters
 
 NUMPY, REFERENCE = get_backend("numpy"), get_backend("reference")
 

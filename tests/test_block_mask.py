@@ -27,9 +27,7 @@ def test_blocks_dense_matrix_and_count_agree(mask):
     np.testing.assert_array_equal(mask.toarray(), dense)
     assert mask.nnz == dense.sum()
     assert mask.shape == (mask.n_q, mask.n_k)
-    assert repr(mask) == (
-        f"BlockMask(n_q={mask.n_q}, n_k={mask.n_k}, n_blocks={mask.n_blocks}, nnz={mask.nnz})"
-    )
+    assert repr(mask) == (f"BlockMask(n_q={mask.n_q}, n_k={mask.n_k}, n_blocks={mask.n_blocks}, nnz={mask.nnz})")
 
 
 @given(masks())

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperattention_ref.attention import exact_attention, hyper_attention
-from hyperattention_ref.attention_rows import draw_rows
-from hyperattention_ref.certificate import certify
-from hyperattention_ref.hardness_parameters import attention_probabilities
-from hyperattention_ref.kl_bounds import kl_lower, kl_upper
-from hyperattention_ref.row_estimates import estimate_hardness
-from hyperattention_ref.spectral_guarantee import spectral_error
+from hyperattention_ref.measures.attention_rows import draw_rows
+from hyperattention_ref.measures.certificate import certify
+from hyperattention_ref.measures.hardness_parameters import attention_probabilities
+from hyperattention_ref.measures.kl_bounds import kl_lower, kl_upper
+from hyperattention_ref.measures.row_estimates import estimate_hardness
+from hyperattention_ref.measures.spectral_guarantee import spectral_error
 from hyperattention_ref.synthetic import sink
 
 UPPER = ("frobenius", "op_norm", "ratio", "relative_frobenius")

@@ -8,12 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 import hyperattention_ref as hr
-from hyperattention_ref import cli, proofs_checks, real_heads
+from hyperattention_ref import cli, proofs_checks
 from hyperattention_ref.proofs_checks import Verdict
+from hyperattention_ref.reports import real_heads
 
 
 def invoke(*arguments, **environment):
-    return CliRunner().invoke(cli.app(), list(map(str, arguments)), env=environment)
+    return CliRunner().invoke(cli.app(), list(map(str, arguments)), env={"COLUMNS": None} | environment)
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from scipy.stats import binomtest
 
 from hyperattention_ref import synthetic
 from hyperattention_ref.attention import hyper_attention
-from hyperattention_ref.attention_rows import draw_rows
 from hyperattention_ref.block_mask import BlockMask
-from hyperattention_ref.certificate import certify
-from hyperattention_ref.hardness_parameters import attention_probabilities, hardness
-from hyperattention_ref.row_estimates import estimate_hardness
+from hyperattention_ref.measures.attention_rows import draw_rows
+from hyperattention_ref.measures.certificate import certify
+from hyperattention_ref.measures.hardness_parameters import attention_probabilities, hardness
+from hyperattention_ref.measures.row_estimates import estimate_hardness
+from hyperattention_ref.measures.spectral_guarantee import spectral_error
 from hyperattention_ref.sample_data import load_sample_heads
-from hyperattention_ref.spectral_guarantee import spectral_error
 
 TRIALS, CONFIDENCE = 500, 0.95
 TOO_LOW = 1 - 0.05**0.25  # what is labelled 95 % if ln(1/delta) is halved twice by mistake

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import hyperattention_ref
 from hyperattention_ref.block_mask import BlockMask
-from hyperattention_ref.hardness_parameters import attention_probabilities, hardness
+from hyperattention_ref.measures.hardness_parameters import attention_probabilities, hardness
 from hyperattention_ref.row_rescaling import PILOT_SIZE
 
 OF_P_ALONE = ("alpha", "alpha_curve", "stable_rank", "op_norm", "frobenius_norm")

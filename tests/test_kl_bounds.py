@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, hypergeom
 
-from hyperattention_ref.kl_bounds import (
+from hyperattention_ref.measures.kl_bounds import (
     binary_kl,
     failure_probability,
     kl_lower,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperattention_ref import array_files
-from hyperattention_ref.maps import LayerMaps, MapFile, MapWriter
+from hyperattention_ref.maps import array_files
+from hyperattention_ref.maps.map_file import LayerMaps, MapFile, MapWriter
 from hyperattention_ref.sample_data import load_sample_heads
 
 ENDINGS = [".npz", ".safetensors"]
@@ -333,7 +333,7 @@ def test_a_file_that_is_something_else_or_cut_short_is_refused(tmp_path, ending)
 
 
 def test_a_later_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("hyperattention_ref.maps.FORMAT", 2)
+    monkeypatch.setattr("hyperattention_ref.maps.map_file.FORMAT", 2)
     path = write(tmp_path / "maps.npz", layer_maps())
     monkeypatch.undo()
     with pytest.raises(ValueError, match="has format 2; this version reads format 1"):

@@ -12,8 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 import hyperattention_ref as hr
-from hyperattention_ref import cli, model_capture, survey_heads
-from hyperattention_ref.measure_report import (
+from hyperattention_ref import cli
+from hyperattention_ref.maps import model_capture
+from hyperattention_ref.reports import survey_heads
+from hyperattention_ref.reports.measure_page import write_report
+from hyperattention_ref.reports.measure_report import (
     SurveyReport,
     curve,
     exponent,
@@ -21,9 +24,8 @@ from hyperattention_ref.measure_report import (
     keys,
     relative_error,
     table,
-    write_report,
 )
-from hyperattention_ref.survey_heads import load_results
+from hyperattention_ref.reports.survey_heads import load_results
 
 RECIPES = "paper,heavy,window_sinks"
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import hyperattention_ref as hr
-from hyperattention_ref.model_capture import NAME, capture, capture_text, capturing
-from hyperattention_ref.maps import MapFile
+from hyperattention_ref.maps.map_file import MapFile
+from hyperattention_ref.maps.model_capture import NAME, capture, capture_text, capturing
 from hyperattention_ref.sample_data import load_sample_heads
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import linalg as sparse_linalg
 
-from hyperattention_ref.norms import frobenius_norm, operator_norm, stable_rank
+from hyperattention_ref.measures.norms import frobenius_norm, operator_norm, stable_rank
 
 RTOL = 1e-12  # what the docstring promises
 LARGE = 160  # above the size up to which the whole Gram matrix is used

@@ -200,8 +200,8 @@ PLANTED = {
     "Algorithm 3 without D": (
         algorithm_3,
         "literal_hyper_attention",
-        "scale * q @ k.T - diagonal.log_d[:, None]",
-        "scale * q @ k.T",
+        "normalised(scale * q @ k.T, diagonal.log_d)",
+        "np.exp(scale * q @ k.T)",
         inequality_1,
         SMALL,
     ),

@@ -9,8 +9,16 @@ import pytest
 from scipy.special import logsumexp
 
 import hyperattention_ref as hr
-from hyperattention_ref import real_heads
-from hyperattention_ref.real_heads import MEAN, METHODS, PRACTICAL, ZERO, MethodError, findings, measure_sample_heads
+from hyperattention_ref.reports import real_heads
+from hyperattention_ref.reports.real_heads import (
+    MEAN,
+    METHODS,
+    PRACTICAL,
+    ZERO,
+    MethodError,
+    findings,
+    measure_sample_heads,
+)
 
 
 @pytest.fixture(scope="module")

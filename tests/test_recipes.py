@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import hyperattention_ref as hr
 from hyperattention_ref.backends import get_backend
 from hyperattention_ref.backends.error_bound import error_bounds, head_terms
-from hyperattention_ref.mask_mass import captured_mass
-from hyperattention_ref.oracle import oracle_attention, oracle_mask
-from hyperattention_ref.pilot import pilot_column_masses
+from hyperattention_ref.measures.mask_mass import captured_mass
+from hyperattention_ref.measures.oracle import oracle_attention, oracle_mask
+from hyperattention_ref.measures.pilot import pilot_column_masses
 from hyperattention_ref.recipe import RECIPES, Recipe, make_plan, preset
 
 EVERY_PART = Recipe(

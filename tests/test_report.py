@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hyperattention_ref import real_heads, report
 from hyperattention_ref.proofs_checks import Settings, Verdict, run_checks
-from hyperattention_ref.report import (
+from hyperattention_ref.reports import real_heads
+from hyperattention_ref.reports.verify_page import render_page, write_report
+from hyperattention_ref.reports.verify_report import (
     FAILS_AS_IT_MUST,
     INFORMATION,
     UNEXPECTED,
@@ -21,9 +22,8 @@ from hyperattention_ref.report import (
     limit,
     outcome,
     statements,
-    write_report,
 )
-from hyperattention_ref.wording import heads_where, number, power_of_ten, span
+from hyperattention_ref.reports.wording import heads_where, number, power_of_ten, span
 
 CHECKS = ("definition_1", "range_facts", "lemma_1_rate", "merge_monoid", "counterexamples")
 FILES = {
@@ -121,7 +121,7 @@ def test_long_lists_stay_out_of_the_page(full, folder):
 
 def test_page_typesets_formulas_and_escapes_text(full):
     hostile = verdict(statement="‖P_W‖_op ≤ n^(1+o(1)) - 2^r e^U[0,5]", family="<script>alert(1)</script>")
-    page = report.render_page(with_verdicts(full, hostile), [])
+    page = render_page(with_verdicts(full, hostile), [])
     expected = "‖P<sub>W</sub>‖<sub>op</sub> ≤ n<sup>1+o(1)</sup> − 2<sup>r</sup> e<sup>U[0,5]</sup>"
     assert expected in page
     assert "<script" not in page
@@ -129,7 +129,7 @@ def test_page_typesets_formulas_and_escapes_text(full):
 
 
 def test_page_tells_an_unexpected_outcome(full):
-    page = report.render_page(with_verdicts(full, verdict(left=2.0)), [])
+    page = render_page(with_verdicts(full, verdict(left=2.0)), [])
     assert "fails, expected: holds" in page
     assert "1 of 1 outcomes are not as expected" in page
     assert 'class="verdict bad"' in page
@@ -196,7 +196,7 @@ def test_a_report_without_the_plotted_checks_has_the_other_plots(full, tmp_path)
 
 
 def test_figure_titles_state_the_measured_slopes(full):
-    from hyperattention_ref.report_figures import draw_figures
+    from hyperattention_ref.reports.verify_figures import draw_figures
 
     titles = {plot.name: plot.title for plot in draw_figures(full)}
     for v in full.verdicts:

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
-from hyperattention_ref.attention_rows import draw_rows
 from hyperattention_ref.block_mask import BlockMask
-from hyperattention_ref.hardness_parameters import attention_probabilities, hardness
-from hyperattention_ref.kl_bounds import kl_lower, mean_lower, mean_upper
+from hyperattention_ref.measures.attention_rows import draw_rows
+from hyperattention_ref.measures.hardness_parameters import attention_probabilities, hardness
+from hyperattention_ref.measures.kl_bounds import kl_lower, mean_lower, mean_upper
+from hyperattention_ref.measures.row_estimates import OUTSIDE, estimate_hardness
 from hyperattention_ref.plan import Plan, Rectangle
 from hyperattention_ref.recipe import make_plan
-from hyperattention_ref.row_estimates import OUTSIDE, estimate_hardness
 from hyperattention_ref.synthetic import sink
 
 LEFT_OUT = (0, 1, 4, 32)

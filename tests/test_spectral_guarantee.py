@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperattention_ref
-from hyperattention_ref.hardness_parameters import attention_probabilities
-from hyperattention_ref.spectral_guarantee import spectral_error
+from hyperattention_ref.measures.hardness_parameters import attention_probabilities
+from hyperattention_ref.measures.spectral_guarantee import spectral_error
 
 shapes = {
     "n_q": st.integers(1, 10),

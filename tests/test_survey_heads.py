@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import hyperattention_ref as hr
-from hyperattention_ref import survey_heads
-from hyperattention_ref.head_measures import PICTURE, judge
-from hyperattention_ref.survey_heads import load_results
+from hyperattention_ref.reports import survey_heads
+from hyperattention_ref.reports.head_measures import PICTURE, judge
+from hyperattention_ref.reports.survey_heads import load_results
 
 FEW = hr.SurveySettings(recipes=("paper", "heavy", "window_sinks"), budget=16, seed=3)
 

@@ -10,8 +10,16 @@ from rich.table import Table
 
 from hyperattention_ref.proofs_checks import Verdict
 from hyperattention_ref.proofs_checks.statement import HOLDS, NOT_REFUTED
-from hyperattention_ref.report import FAILS_AS_IT_MUST, INFORMATION, UNEXPECTED, Report, limit, outcome, statements
-from hyperattention_ref.wording import number, power_of_ten
+from hyperattention_ref.reports.verify_report import (
+    FAILS_AS_IT_MUST,
+    INFORMATION,
+    UNEXPECTED,
+    Report,
+    limit,
+    outcome,
+    statements,
+)
+from hyperattention_ref.reports.wording import number, power_of_ten
 
 COLOURS = {
     HOLDS: "green",

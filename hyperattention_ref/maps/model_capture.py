@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperattention_ref import inputs
-from hyperattention_ref.maps import LayerMaps, MapWriter
+from hyperattention_ref.maps.map_file import LayerMaps, MapWriter
 
 NAME = "hyperattention_capture"
 """Under which the attention function and the mask are registered with transformers."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hyperattention_ref import inputs
-from hyperattention_ref.attention_rows import attention_rows, head_masks
+from hyperattention_ref.measures.attention_rows import attention_rows, head_masks
 
 Marked = Callable[[np.ndarray], np.ndarray]
 """From r query indices to these rows of a mask, (r, n_k) boolean."""

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hyperattention_ref import inputs
-from hyperattention_ref.attention_rows import RowPanel, attention_rows, draw_rows, head_masks, number_of_rows
-from hyperattention_ref.kl_bounds import failure_probability, mean_lower, mean_upper
-from hyperattention_ref.per_head import per_head
+from hyperattention_ref.measures.attention_rows import RowPanel, attention_rows, draw_rows, head_masks, number_of_rows
+from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lower, mean_upper
+from hyperattention_ref.measures.per_head import per_head
 from hyperattention_ref.results import Result
 
 OUTSIDE = 0.01

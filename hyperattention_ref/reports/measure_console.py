@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hyperattention_ref.head_measures import SurveySettings
-from hyperattention_ref.measure_report import (
+from hyperattention_ref.reports.head_measures import SurveySettings
+from hyperattention_ref.reports.measure_page import write_report
+from hyperattention_ref.reports.measure_report import (
     MEAN,
     ZERO,
     SurveyReport,
@@ -18,10 +19,9 @@ from hyperattention_ref.measure_report import (
     keys,
     relative_error,
     shown,
-    write_report,
 )
-from hyperattention_ref.survey_heads import survey
-from hyperattention_ref.wording import number, power_of_ten
+from hyperattention_ref.reports.survey_heads import survey
+from hyperattention_ref.reports.wording import number, power_of_ten
 
 PAPER = "paper"
 

@@ -12,9 +12,18 @@ from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hyperattention_ref.measure_report import MEAN, ZERO, SurveyReport, alpha_without, curve, exponent, log10, shown
-from hyperattention_ref.plot_style import BLACK, BLUE, GREY, ORANGE, RED, STYLE, Plot
-from hyperattention_ref.wording import number
+from hyperattention_ref.reports.measure_report import (
+    MEAN,
+    ZERO,
+    SurveyReport,
+    alpha_without,
+    curve,
+    exponent,
+    log10,
+    shown,
+)
+from hyperattention_ref.reports.plot_style import BLACK, BLUE, GREY, ORANGE, RED, STYLE, Plot
+from hyperattention_ref.reports.wording import number
 
 COLUMNS = 3
 """Heat maps side by side."""

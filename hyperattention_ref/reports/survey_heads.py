@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hyperattention_ref.head_measures import SurveySettings, measure_head, prefix
-from hyperattention_ref.maps import MapFile
+from hyperattention_ref.maps.map_file import MapFile
+from hyperattention_ref.reports.head_measures import SurveySettings, measure_head, prefix
 
 
 def survey(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref import inputs
-from hyperattention_ref.hardness_parameters import attention_probabilities
-from hyperattention_ref.norms import frobenius_norm, operator_norm
-from hyperattention_ref.per_head import per_head
+from hyperattention_ref.measures.hardness_parameters import attention_probabilities
+from hyperattention_ref.measures.norms import frobenius_norm, operator_norm
+from hyperattention_ref.measures.per_head import per_head
 from hyperattention_ref.results import Result
 
 

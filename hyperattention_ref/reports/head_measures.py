@@ -8,10 +8,10 @@ import numpy as np
 
 import hyperattention_ref as hr
 from hyperattention_ref import backends, inputs
-from hyperattention_ref.attention_rows import attention_rows, draw_rows, number_of_rows
-from hyperattention_ref.key_shift import MOST_ROWS
-from hyperattention_ref.kl_bounds import failure_probability, mean_lower, mean_upper
-from hyperattention_ref.maps import AttentionMap
+from hyperattention_ref.maps.map_file import AttentionMap
+from hyperattention_ref.measures.attention_rows import attention_rows, draw_rows, number_of_rows
+from hyperattention_ref.measures.key_shift import MOST_ROWS
+from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lower, mean_upper
 from hyperattention_ref.recipe import RECIPES, preset
 from hyperattention_ref.results import Result, plain
 

@@ -1,22 +1,19 @@
-"""A run of the checks as a report: one HTML page that stands alone, its plots as PNG files, and the data as JSON."""
+"""A run of the checks: what came out, whether that was expected, and what it means in words."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 import hyperattention_ref as hr
 from hyperattention_ref.proofs_checks import Settings, Verdict
 from hyperattention_ref.proofs_checks.statement import FAILS, HOLDS, NOT_REFUTED
-from hyperattention_ref.real_heads import SampleHeadMeasures, findings
-from hyperattention_ref.report_files import render, write_plots, write_whole
+from hyperattention_ref.reports.real_heads import SampleHeadMeasures, findings
+from hyperattention_ref.reports.wording import number, power_of_ten
 from hyperattention_ref.results import Result
-from hyperattention_ref.wording import number, power_of_ten
 
 FAILS_AS_IT_MUST, INFORMATION, UNEXPECTED = "fails, as it must", "information", "unexpected"
 OUTCOMES = {
@@ -122,37 +119,6 @@ def environment() -> dict[str, str | int]:
         "cores": os.cpu_count() or 1,
         "threads": os.environ.get("OMP_NUM_THREADS", "not limited"),
     }
-
-
-def write_report(report: Report, folder: Path) -> None:
-    """Write report.json, the plots as PNG and report.html; every file appears whole or not at all.
-
-    Parameters
-    ----------
-    report : what to write.
-    folder : an existing directory; files of the same names are replaced.
-    """
-    from hyperattention_ref.report_figures import draw_figures
-
-    text = json.dumps(report.to_dict(), ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "report.json", text.encode())
-    plots = write_plots(draw_figures(report), folder)
-    write_whole(folder / "report.html", render_page(report, plots).encode())
-
-
-def render_page(report: Report, plots) -> str:
-    """The HTML page; `plots` are pairs of a Plot and its PNG in base64."""
-    return render(
-        "report.html.j2",
-        report=report,
-        plots=plots,
-        outcome=outcome,
-        outcomes=OUTCOMES,
-        limit=limit,
-        hypothesis_values=hypothesis_values,
-        statements=statements,
-        median=lambda x: float(np.median(x)),
-    )
 
 
 def statements(verdicts: list[Verdict]) -> list[list[Verdict]]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hyperattention_ref import inputs
-from hyperattention_ref.attention_rows import attention_rows, draw_rows, number_of_rows
-from hyperattention_ref.kl_bounds import failure_probability, mean_lower, mean_upper
-from hyperattention_ref.norms import operator_norm
-from hyperattention_ref.per_head import per_head
+from hyperattention_ref.measures.attention_rows import attention_rows, draw_rows, number_of_rows
+from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lower, mean_upper
+from hyperattention_ref.measures.norms import operator_norm
+from hyperattention_ref.measures.per_head import per_head
+from hyperattention_ref.measures.row_estimates import op_norm_lower
 from hyperattention_ref.results import Result
-from hyperattention_ref.row_estimates import op_norm_lower
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref import backends, inputs
-from hyperattention_ref.attention_rows import mask_rows
 from hyperattention_ref.block_mask import BlockMask, dense_mask
-from hyperattention_ref.norms import GramNorm, gram_norm, operator_norm
-from hyperattention_ref.per_head import per_head
+from hyperattention_ref.measures.attention_rows import mask_rows
+from hyperattention_ref.measures.norms import GramNorm, gram_norm, operator_norm
+from hyperattention_ref.measures.per_head import per_head
 from hyperattention_ref.plan import Plan, Rectangle, causal_tiling
 from hyperattention_ref.results import Result
 from hyperattention_ref.row_rescaling import PILOT_SIZE, seen_log_row_sums, with_median

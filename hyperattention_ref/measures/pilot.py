@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyperattention_ref.attention_rows import attention_rows
+from hyperattention_ref.measures.attention_rows import attention_rows
 
 
 def pilot_column_masses(q, k, rows: int, scale: float, rng: np.random.Generator) -> np.ndarray:

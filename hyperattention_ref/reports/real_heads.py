@@ -10,9 +10,9 @@ import numpy as np
 import hyperattention_ref as hr
 from hyperattention_ref.proofs_checks import lemma_1, lemma_1_usable
 from hyperattention_ref.proofs_checks.dense import Dense
+from hyperattention_ref.reports.wording import heads_where, span
 from hyperattention_ref.results import Result
 from hyperattention_ref.row_rescaling import PILOT_SIZE
-from hyperattention_ref.wording import heads_where, span
 
 BLOCK, SAMPLES = 32, 32
 """The practical algorithm's b and m: a query meets 64 of the 512 keys."""

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hyperattention_ref import inputs
-from hyperattention_ref.array_files import layout
+from hyperattention_ref.maps.array_files import layout
 from hyperattention_ref.results import Result
 
 FORMAT = 1

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-from hyperattention_ref.wording import number, power_of_ten
+from hyperattention_ref.reports.wording import number, power_of_ten
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,22 +1,17 @@
-"""A survey of real heads as a report: a page that stands alone, plots, one JSON file of all heads, and a CSV table."""
+"""A survey of real heads: its table, and what it means in words."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from hyperattention_ref.head_measures import SurveySettings
-from hyperattention_ref.report_files import render, write_plots, write_whole
+from hyperattention_ref.reports.head_measures import SurveySettings
+from hyperattention_ref.reports.wording import number, power_of_ten
 from hyperattention_ref.results import Result
-from hyperattention_ref.wording import number, power_of_ten, span
 
 ZERO, MEAN = "zero", "mean"
 
@@ -194,28 +189,3 @@ def table(report: SurveyReport) -> Iterator[dict]:
             row |= {f"mass_{name}": recipe["mass"]["estimate"], f"error_{name}": recipe["relative_frobenius"]}
         row |= {f"error_{name}": head["baselines"][name]["relative_frobenius"] for name in (ZERO, MEAN)}
         yield row | {"verdict": head["verdict"], "rule": head["rule"]}
-
-
-def write_report(report: SurveyReport, folder: Path) -> None:
-    """Write measures.json, measures.csv, the plots as PNG and report.html; every file appears whole or not at all.
-
-    Parameters
-    ----------
-    report : what to write.
-    folder : an existing directory; files of the same names are replaced.
-    """
-    from hyperattention_ref import measure_figures
-
-    text = json.dumps(report.to_dict(), ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "measures.json", text.encode())
-    rows, lines = list(table(report)), io.StringIO()
-    writer = csv.DictWriter(lines, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(folder / "measures.csv", lines.getvalue().encode())
-    plots = write_plots(measure_figures.draw_figures(report), folder)
-    functions = (relative_error, estimated_error, is_useful, best_recipe, alpha_without, shown, keys, exponent, span)
-    page = render(
-        "measure.html.j2", report=report, plots=plots, **{function.__name__: function for function in functions}
-    )
-    write_whole(folder / "report.html", page.encode())

@@ -10,12 +10,20 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hyperattention_ref import real_heads
-from hyperattention_ref.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, STYLE, Plot
 from hyperattention_ref.proofs_checks import Verdict
 from hyperattention_ref.proofs_checks.statement import HOLDS, NOT_REFUTED
-from hyperattention_ref.report import FAILS_AS_IT_MUST, INFORMATION, OUTCOMES, UNEXPECTED, Report, outcome, statements
-from hyperattention_ref.wording import number
+from hyperattention_ref.reports import real_heads
+from hyperattention_ref.reports.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, STYLE, Plot
+from hyperattention_ref.reports.verify_report import (
+    FAILS_AS_IT_MUST,
+    INFORMATION,
+    OUTCOMES,
+    UNEXPECTED,
+    Report,
+    outcome,
+    statements,
+)
+from hyperattention_ref.reports.wording import number
 
 LOOK = {
     HOLDS: (BLUE, "o"),
