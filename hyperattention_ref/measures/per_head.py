@@ -22,7 +22,7 @@ def per_head(measure: Callable[[tuple[int, ...]], Measured], leading_shape: tupl
     results = [measure(index) for index in np.ndindex(leading_shape)]
     if not leading_shape:
         return results[0]
-    fields = {}
+    fields: dict[str, np.ndarray | None] = {}
     for name in (field.name for field in dataclasses.fields(results[0])):
         if getattr(results[0], name) is None:  # not asked for, so in no head
             fields[name] = None

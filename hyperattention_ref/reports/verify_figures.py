@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -109,8 +110,9 @@ def _guarantees(axes: Axes, rate: Verdict) -> None:
     ):
         axes.plot(asked[name], aims, color=colour, linewidth=2)
         axes.text(asked[name][-1], 0.53, label, color=colour, ha="center", va="bottom", fontweight="bold")
-    axes.axvline(rate.n, ymax=0.8, color=GREY, linewidth=1, linestyle=":")
-    axes.text(rate.n * 1.2, 0.012, "m = n", color="#555555", va="bottom")
+    n = rate.n or math.nan
+    axes.axvline(n, ymax=0.8, color=GREY, linewidth=1, linestyle=":")
+    axes.text(n * 1.2, 0.012, "m = n", color="#555555", va="bottom")
 
 
 def _ablations(report: Report) -> dict[str, dict[str, Verdict]]:
