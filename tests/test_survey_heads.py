@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hyperattention_ref as hr
-from hyperattention_ref.reports import survey_heads
+from hyperattention_ref.reports import head_measures, survey_heads
 from hyperattention_ref.reports.head_measures import PICTURE, judge
 from hyperattention_ref.reports.survey_heads import load_results
 
@@ -261,3 +261,10 @@ def test_a_survey_runs_on_a_dask_cluster(maps, tmp_path):
         results = hr.survey(maps, tmp_path / "cluster", FEW)
     assert results == alone
     assert list(load_results(tmp_path / "cluster")) == alone
+
+
+def test_a_head_that_needs_more_memory_than_there_is_is_refused_before_anything_is_written(maps, tmp_path, monkeypatch):
+    monkeypatch.setattr(head_measures, "physical_memory", lambda: 5e8)
+    with pytest.raises(ValueError, match=r"L0H1 with n = 128 needs about 0.5 GB of memory.*0.5 GB; measure a shorter"):
+        hr.survey(maps, tmp_path / "out", FEW)
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,8 @@ FACTS = ("name", "layer", "head", "model", "source", "scale", "is_causal")
 PICTURE = 48
 """Side of the down-sampled attention picture."""
 SHORTEST_PREFIX = 64
+MEMORY_FACTOR, MEMORY_FIXED = 10, 2**29
+"""Memory that measuring a head takes at most: so many times its arrays, and panels."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -134,7 +138,26 @@ def prefix(head: AttentionMap, settings: SurveySettings):
     backends.select(settings.backend, head.query)
     q, k, v = inputs.heads(head.query[:n], head.key[:n], head.value[:n], is_causal=head.is_causal)
     inputs.logit_range(q, k, head.scale, v)
+    _fits_memory(head.name, q, k, v)
     return q, k, v
+
+
+def _fits_memory(name: str, *arrays) -> None:
+    """Refuse a head whose measuring needs more memory than the machine has."""
+    needed, available = MEMORY_FACTOR * sum(x.nbytes for x in arrays) + MEMORY_FIXED, physical_memory()
+    if needed > available:
+        raise ValueError(
+            f"{name} with n = {len(arrays[0])} needs about {needed / 1e9:.1f} GB of memory and this machine has "
+            f"{available / 1e9:.1f} GB; measure a shorter prefix (n), or on a larger machine"
+        )
+
+
+def physical_memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def judge(errors: dict[str, float], tolerance: float) -> tuple[str, str]:
