@@ -115,7 +115,7 @@ def mask_rows(mask, n_q: int, n_k: int) -> Callable[[np.ndarray], np.ndarray] | 
 def head_masks(mask, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool) -> list:
     """For each head in row-major order of `lead`, the function that `mask_rows` gives.
 
-    `mask` is a Plan for all the heads, a boolean array (*lead, n_q, n_k), or what `mask_rows` takes, for every head.
+    `mask` is a Plan for all the heads, a boolean array `(*lead, n_q, n_k)`, or what `mask_rows` takes, for every head.
     """
     if isinstance(mask, Plan):
         mask.check_fits(lead, n_q, n_k, is_causal)
