@@ -238,13 +238,15 @@ def _norm(q, k, log_total, scale, is_causal, backend) -> GramNorm:
     if len(q) * len(k) <= DENSE_ENTRIES:
         log_a = _log_a(q.astype(np.float64), k.astype(np.float64), scale, is_causal)
         return GramNorm(operator_norm(_softmax(log_a)), 0.0)
+    work = np.promote_types(q.dtype, np.float32)
+    q, k = q.astype(work), k.astype(work)
 
     def gram(x):
-        y, _ = backend.exact_attention(q, k, x.astype(q.dtype)[:, None], scale=scale, is_causal=is_causal)
+        y, _ = backend.exact_attention(q, k, x.astype(work)[:, None], scale=scale, is_causal=is_causal)
         z = backend.transposed_attention(q, k, y, log_total, scale=scale, is_causal=is_causal)
         return z[:, 0].astype(np.float64)
 
-    return gram_norm(gram, len(k), tolerance=float(np.finfo(q.dtype).eps))
+    return gram_norm(gram, len(k), tolerance=float(np.finfo(work).eps))
 
 
 def _spread(log_r: np.ndarray) -> float:
