@@ -168,16 +168,16 @@ def positive(name: str, x, *, allow_infinite: bool = False) -> float:
     return x
 
 
-def count(name: str, x, *, most: int | None = None) -> int:
-    """An integer of at least 1 (and at most `most`)."""
+def count(name: str, x, *, least: int = 1, most: int | None = None) -> int:
+    """An integer of at least `least` (and at most `most`)."""
     try:
         if isinstance(x, bool | np.bool_):
             raise TypeError
         x = operator.index(x)
     except TypeError:
         raise TypeError(f"{name} is {x!r}; it must be an integer") from None
-    if x < 1 or (most is not None and x > most):
-        need = "at least 1" if most is None else f"between 1 and {most}"
+    if x < least or (most is not None and x > most):
+        need = f"at least {least}" if most is None else f"between {least} and {most}"
         raise ValueError(f"{name} is {x}; it must be {need}")
     return x
 

@@ -82,7 +82,7 @@ class Recipe(Result):
         for name, most in (("block_size", None), ("lsh_bits", MAX_BITS), ("pilot_rows", None)):
             object.__setattr__(self, name, inputs.count(name, getattr(self, name), most=most))
         for name in ("first_keys", "heavy_columns", "sample_size"):
-            object.__setattr__(self, name, _zero_or_more(name, getattr(self, name)))
+            object.__setattr__(self, name, inputs.count(name, getattr(self, name), least=0))
         if self.keys_per_query == 0:
             raise ValueError("the recipe finds no key at all; name a view, exact keys or a sample_size")
 
@@ -309,12 +309,3 @@ def _resolve(recipe, paper: dict[str, Any]) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     raise TypeError(f"recipe is {recipe!r}; it must be None, a Recipe or a name: {', '.join(RECIPES)}")
-
-
-def _zero_or_more(name: str, x) -> int:
-    try:
-        return inputs.count(name, x)
-    except ValueError:
-        if x == 0:
-            return 0
-        raise ValueError(f"{name} is {x}; it must be at least 0") from None

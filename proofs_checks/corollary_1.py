@@ -67,6 +67,7 @@ def near_pairs_found(settings: Settings) -> Verdict:
         family="planted_clusters",
         left=2 * np.array(chance),
         right=shares,
+        provable=False,
         n=n,
         measured={"near pairs": near, "near pairs as a power of n": math.log(near) / math.log(n)},
     )

@@ -40,6 +40,7 @@ def slope(settings: Settings, dense: Dense, label: str, gamma: float, least: int
         family="gaussian",
         left=abs(exponent + 0.5),
         right=0.1,
+        provable=False,
         expected="holds" if dense.n >= 512 else None,
         n=dense.n,
         measured=dense.hardness()

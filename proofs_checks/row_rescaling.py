@@ -42,6 +42,7 @@ def error(settings: Settings, dense: Dense, label: str, expected: str, limit: fl
         family="gaussian, rows scaled",
         left=errors,
         right=limit,
+        provable=False,
         expected=expected,
         n=dense.n,
         m_used=M,

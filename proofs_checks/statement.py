@@ -4,7 +4,7 @@ A statement is checked on trials. Each trial compares a left side with a right s
 random statement claims that the failure probability is at most `claim`; exact binomial (Clopper-Pearson) limits decide:
 *fails* when the lower limit exceeds the claim, *holds* when the upper limit is within it, else *not refuted*. A
 deterministic statement (claim 0) *fails* when a trial fails and *holds* when none does; it is only *not refuted* where
-no number of trials could prove it, as for an exact probability.
+no number of trials could prove it: an exact probability, or random outcomes without a stated failure probability.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Verdict(Result):
     family : the inputs.
     left, right : both sides of the inequality left <= right, in every trial; kept as (trials,) float64 arrays.
     claim : the failure probability that the statement allows; 0 for a deterministic statement.
-    provable : False for a deterministic statement that trials can refute but not prove.
+    provable : False for a statement with claim 0 that trials can refute but not prove.
     expected : "holds", "fails" for a counterexample, or None where nothing is promised and the outcome is information.
     measured : hypothesis values and whatever else explains the outcome.
     n : tokens.

@@ -18,7 +18,7 @@ from hyperattention_ref.results import Result
 FAILS_AS_IT_MUST, INFORMATION, UNEXPECTED = "fails, as it must", "information", "unexpected"
 OUTCOMES = {
     HOLDS: "no trial failed, or the exact upper limit of the failure probability is within the claim",
-    NOT_REFUTED: "no contradiction, but counting cannot conclude that it holds: too few trials, or an equality",
+    NOT_REFUTED: "no contradiction, but counting cannot conclude that it holds: too few trials, or no count could",
     FAILS_AS_IT_MUST: "a counterexample: a hypothesis is dropped and the check notices",
     INFORMATION: "nothing is promised here; the outcome is for the reader",
     UNEXPECTED: "something that should hold fails, or a counterexample does not",
