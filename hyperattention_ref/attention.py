@@ -8,7 +8,7 @@ import numpy as np
 
 from hyperattention_ref import backends, inputs
 from hyperattention_ref.plan import Plan
-from hyperattention_ref.recipe import make_plan
+from hyperattention_ref.recipe import plan_heads
 
 
 def exact_attention(
@@ -35,9 +35,9 @@ def exact_attention(
     """
     chosen = backends.select(backend, q)
     lead = np.shape(q)[:-2]
-    q, k, v = inputs.heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
     scale = inputs.resolve_scale(scale, q.shape[-1])
-    inputs.logit_range(q, k, scale, v)
+    inputs.logit_range(q, k, scale, v, largest=largest)
     out, lse = chosen.exact_attention(q, k, v, scale=scale, is_causal=bool(is_causal))
     out, lse = out.reshape(*lead, *out.shape[-2:]), lse.reshape(*lead, lse.shape[-1])
     return (out, lse) if return_lse else out
@@ -109,16 +109,16 @@ def hyper_attention(
         "lsh_bits": lsh_bits,
         "min_seq_len": min_seq_len,
     }
-    if plan is None:
-        plan = make_plan(q, k, is_causal=is_causal, scale=scale, backend=chosen, enable_gqa=enable_gqa, **decisions)
-    else:
+    if plan is not None:
         if not isinstance(plan, Plan):
             raise TypeError(f"plan is a {type(plan).__name__}; it must be a Plan, from make_plan or Plan.from_orders")
         _only_the_plan(decisions)
-    q, k, v = inputs.heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
     scale = inputs.resolve_scale(scale, q.shape[-1])
+    if plan is None:
+        plan = plan_heads(q, k, largest, lead=lead, is_causal=is_causal, scale=scale, backend=chosen, **decisions)
     plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal, q.dtype)
-    inputs.logit_range(q, k, scale, v, draws=plan.most_draws)
+    inputs.logit_range(q, k, scale, v, draws=plan.most_draws, largest=largest)
     out, lse = chosen.planned_attention(q, k, v, plan, scale=scale)
     out, lse = out.reshape(*lead, *out.shape[-2:]), lse.reshape(*lead, lse.shape[-1])
     return (out, lse) if return_lse else out

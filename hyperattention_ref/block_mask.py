@@ -140,7 +140,10 @@ def dense_mask(mask, n_q: int, n_k: int) -> np.ndarray:
 
 def _permutation(name: str, order) -> np.ndarray:
     order = index_array(name, order)
-    if order.size == 0 or not np.array_equal(np.sort(order), np.arange(order.size)):
+    is_found = np.zeros(order.size, dtype=bool)
+    if order.size and order.min() >= 0 and order.max() < order.size:
+        is_found[order] = True
+    if order.size == 0 or not is_found.all():
         raise ValueError(f"{name} is no permutation of 0 .. {order.size - 1}; every index must occur exactly once")
     return order
 

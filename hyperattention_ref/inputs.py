@@ -17,15 +17,25 @@ FLOAT_TYPES = (np.float16, np.float32, np.float64)
 
 def floating(name: str, x) -> np.ndarray:
     """`x` as an array of float16, float32 or float64 with finite entries."""
+    return _measured(name, x)[0]
+
+
+def _measured(name: str, x) -> tuple[np.ndarray, float]:
+    """As `floating`, with the largest absolute entry."""
     x = np.asarray(x)
     if x.dtype.type not in FLOAT_TYPES:
         raise TypeError(
             f"{name} has dtype {x.dtype}; it must be float16, float32 or float64: convert it with .astype(np.float64)"
         )
-    # NaN propagates through min and max, so two scalars tell whether all entries are finite.
-    if x.size and not (math.isfinite(x.min()) and math.isfinite(x.max())):
+    largest = _largest(x)
+    if not math.isfinite(largest):
         raise ValueError(f"{name} has non-finite entries; all must be finite: look for NaN or infinity upstream")
-    return x
+    return x, largest
+
+
+def _largest(x) -> float:
+    """max |x|, 0 for an empty array; NaN if there is any, for it propagates through both min and max."""
+    return max(abs(float(x.min())), abs(float(x.max()))) if x.size else 0.0
 
 
 def head(name: str, x) -> np.ndarray:
@@ -72,8 +82,13 @@ def heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False):
         is viewed as `(..., h/g, g, n_q, d)` and key and value are broadcast along g with stride 0, nothing is copied.
         `value` is None if it was left out.
     """
+    return measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)[:3]
+
+
+def measured_heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False):
+    """As `heads`, then the largest absolute entry of each array, which `logit_range` need not seek again."""
     named = [("query", q), ("key", k)] + ([] if v is ... else [("value", v)])
-    arrays = [floating(name, x) for name, x in named]
+    arrays, largest = zip(*(_measured(name, x) for name, x in named), strict=True)
     for (name, _), x in zip(named, arrays, strict=True):
         if x.ndim < 2 or 0 in x.shape:
             raise ValueError(f"{name} has shape {x.shape}; it must be (..., n, d) with no empty dimension")
@@ -92,7 +107,7 @@ def heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False):
                 f"query has leading shape {arrays[0].shape[:-2]} and {name} has {x.shape[:-2]}; "
                 f"they must be equal{hint}"
             )
-    return (*arrays, None) if v is ... else tuple(arrays)
+    return *arrays, *([None] if v is ... else []), largest
 
 
 def _matching(q, k, v=None) -> None:
@@ -122,22 +137,21 @@ def resolve_scale(scale, d: int) -> float:
     return finite("scale", scale)
 
 
-def logit_range(q, k, scale: float, v=None, draws: int = 0) -> None:
+def logit_range(q, k, scale: float, v=None, draws: int = 0, largest=None) -> None:
     """Refuse inputs whose logits or weighted sums could overflow the working type (float32 for float16).
 
-    `draws` is the largest number of sampled keys of a query, which add to the n_k terms of its sums.
+    `draws` is the largest number of sampled keys of a query, which add to the n_k terms of its sums; `largest` is what
+    `measured_heads` returns last.
     """
     limit = float(np.finfo(np.promote_types(q.dtype, np.float32)).max) / 4
-    top = [max(abs(float(x.min())), abs(float(x.max()))) for x in (q, k)]
+    top = largest or [_largest(x) for x in (q, k, v) if x is not None]
     if not (abs(scale) <= limit and top[0] * top[1] * q.shape[-1] * max(1.0, abs(scale)) <= limit):
         raise ValueError(
             f"logits may overflow {q.dtype}: max|query| = {top[0]:.3g}, max|key| = {top[1]:.3g}, "
             f"scale = {scale:.3g}, d = {q.shape[-1]}; rescale query and key, or pass float64"
         )
-    if v is not None:
-        top_v = max(abs(float(v.min())), abs(float(v.max())))
-        if not top_v * 4 * (v.shape[-2] + draws) <= limit:
-            raise ValueError(f"sums of values may overflow {v.dtype}: max|value| = {top_v:.3g}; rescale value")
+    if v is not None and not top[2] * 4 * (v.shape[-2] + draws) <= limit:
+        raise ValueError(f"sums of values may overflow {v.dtype}: max|value| = {top[2]:.3g}; rescale value")
 
 
 def finite(name: str, x) -> float:

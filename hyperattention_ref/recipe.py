@@ -206,16 +206,34 @@ def make_plan(
     """
     chosen = backends.select(backend, q)
     lead = np.shape(q)[:-2]
-    q, k, _ = inputs.heads(q, k, is_causal=is_causal, enable_gqa=enable_gqa)
-    recipe = _resolve(recipe, {"block_size": block_size, "sample_size": sample_size, "lsh_bits": lsh_bits})
-    scale = inputs.resolve_scale(scale, q.shape[-1])
+    q, k, _, largest = inputs.measured_heads(q, k, is_causal=is_causal, enable_gqa=enable_gqa)
+    return plan_heads(
+        q,
+        k,
+        largest,
+        lead=lead,
+        is_causal=is_causal,
+        recipe=recipe,
+        block_size=block_size,
+        sample_size=sample_size,
+        lsh_bits=lsh_bits,
+        min_seq_len=min_seq_len,
+        scale=inputs.resolve_scale(scale, q.shape[-1]),
+        rng=rng,
+        backend=chosen,
+    )
+
+
+def plan_heads(q, k, largest, *, lead, is_causal, scale, backend, recipe, min_seq_len, rng, **paper) -> Plan:
+    """`make_plan` behind the door: for what `inputs.measured_heads` returned, a number as scale, a backend."""
+    recipe = _resolve(recipe, paper)
     if recipe.needs_pilot:
-        inputs.logit_range(q, k, scale)
+        inputs.logit_range(q, k, scale, largest=largest)
     min_seq_len = inputs.count("min_seq_len", min_seq_len)
     n_q, n_k = q.shape[-2], k.shape[-2]
 
     def one_head(q, k, rng) -> HeadPlan:
-        planner = _Planner(recipe, chosen, scale, is_causal, rng)
+        planner = _Planner(recipe, backend, scale, is_causal, rng)
         if not is_causal:
             return HeadPlan(n_q, n_k, (planner.rectangle(q, k),))
         leaves, triples = causal_tiling(n_q, min_seq_len)
@@ -271,8 +289,12 @@ class _Planner:
         if kind == "random":
             return self.orders_rng.permutation(len(q)), self.orders_rng.permutation(len(k))
         sides = (q, k) if kind == "sort_lsh" else (_centred(q), _centred(k))
-        query_codes, key_codes = (self.backend.hash_codes(x, draw.planes) for x in sides)
+        query_codes, key_codes = (self._narrow(self.backend.hash_codes(x, draw.planes)) for x in sides)
         return np.argsort(query_codes, kind="stable"), np.argsort(key_codes, kind="stable")
+
+    def _narrow(self, codes):
+        """The codes as 16-bit integers if they fit: NumPy sorts these by counting, in linear time."""
+        return codes.astype(np.uint16) if self.recipe.lsh_bits <= 16 else codes
 
 
 def _sample(draw: Draw, keys: np.ndarray, masses: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
