@@ -56,6 +56,15 @@ class Backend(Protocol):
     def transposed_attention(self, q, k, y, lse, *, scale: float, is_causal: bool) -> Any:
         """P^T y `(n_k, c)` of one head, for y `(n_q, c)` and the log-sum-exps of the rows; P x is `exact_attention`."""
 
+    def capped_sums(self, q, k, mask, samples, log_caps, *, scale: float) -> tuple[Any, Any]:
+        """The capped sums of Algorithm 2 over sampled keys, of one head, q `(n_q, d)` and k `(n_k, d)`.
+
+        With A = exp(scale q k^T), M the mask (as in `attention_sums`; the sampled keys of a Rectangle play no part),
+        ℓ = `samples` `(m,)`, m >= 1, int64 keys with repetition, and log C = `log_caps` `(n_q,)` float64, +inf for no
+        cap: `log_sums` `(n_q,)`, log Σ_r (1 - M_{i,ℓ_r}) min(A_{i,ℓ_r}, C_i), -inf for an empty sum, and `n_capped`
+        `(n_q,)` int64, how many of these draws have A_{i,ℓ_r} > C_i.
+        """
+
 
 def _built_in(target: str) -> Callable[[], type]:
     module, _, attribute = target.partition(":")

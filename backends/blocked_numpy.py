@@ -1,7 +1,7 @@
 """The NumPy backend: blocked, never n x n, memory O(n d) plus one tile of logits.
 
 It computes in the dtype of the inputs (float32 for float16). Every exact block, sampled key and causal leaf passes
-through one routine, `RunningSoftmax.attend`, which folds one tile of keys at a time into the state of its queries.
+through one routine, `RunningSoftmax.tiles`, and is folded one tile of keys at a time into the state of its queries.
 """
 
 from __future__ import annotations
@@ -102,6 +102,18 @@ class BlockedNumpy:
                 out[keys] += np.exp(p, out=p).T @ y[rows]
         return out
 
+    def capped_sums(self, q, k, mask, samples, log_caps, *, scale):
+        work = _working_type(q)
+        q, k, log_caps = (x.astype(work, copy=False) for x in (q, k, log_caps))
+        softmax = RunningSoftmax(q, k, np.empty((len(k), 0), work), scale)
+        n_capped = np.zeros(len(q), np.int64)
+        for rows, keys, logits in softmax.tiles(np.arange(len(q)), samples, excluded=_marked_pairs(mask)):
+            caps = log_caps[rows, None]
+            n_capped[rows] += (logits > caps).sum(axis=1)  # an excluded pair has the logit -inf, above no cap
+            softmax._fold(rows, np.minimum(logits, caps, out=logits), softmax.v[keys])
+        _, log_sums = softmax.finish()
+        return log_sums, n_capped
+
 
 def exact_head(q, k, v, scale, is_causal):
     """Exact attention of one head; causal tiles stop at the diagonal."""
@@ -120,31 +132,31 @@ def rectangle_attention(q, k, v, rectangle, scale):
     """Rules 3, 4 and 7 of the Plan: exact keys, then each view, then the sampled keys, every masked pair once."""
     softmax = RunningSoftmax(q, k, v, scale)
     every = np.arange(len(q))
-    is_exact = np.zeros(len(k), dtype=bool)
-    is_exact[rectangle.exact_keys] = True
-    blocks = [(view.query_blocks(), view.key_blocks()) for view in rectangle.views]
-
-    def covered(views):
-        """The pairs that the exact keys or one of these views already hold; None if there can be none."""
-        if not views and not is_exact.any():
-            return None
-
-        def pairs(rows, keys):
-            mask = np.broadcast_to(is_exact[keys], (len(rows), len(keys))).copy()
-            for query_block, key_block in views:
-                mask |= query_block[rows, None] == key_block[keys]
-            return mask
-
-        return pairs
-
     softmax.attend(every, rectangle.exact_keys)
     for u, view in enumerate(rectangle.views):
-        earlier = covered(blocks[:u])
+        earlier = covered(rectangle, rectangle.views[:u])
         for block in range(view.n_blocks):
             rows, keys = view.block(block)
             softmax.attend(rows, keys, excluded=earlier)
-    softmax.attend(every, rectangle.sampled_keys, rectangle.log_weights, excluded=covered(blocks))
+    excluded = covered(rectangle, rectangle.views)
+    softmax.attend(every, rectangle.sampled_keys, rectangle.log_weights, excluded)
     return softmax.finish()
+
+
+def covered(rectangle, views):
+    """A function (rows, keys) -> the tile of pairs that the exact keys or one of these views hold; None if none can."""
+    if not views and not rectangle.exact_keys.size:
+        return None
+    is_exact = np.zeros(rectangle.n_k, dtype=bool)
+    is_exact[rectangle.exact_keys] = True
+
+    def pairs(rows, keys):
+        mask = np.broadcast_to(is_exact[keys], (len(rows), len(keys))).copy()
+        for view in views:
+            mask |= view.query_blocks()[rows, None] == view.key_blocks()[keys]
+        return mask
+
+    return pairs
 
 
 class RunningSoftmax:
@@ -158,9 +170,14 @@ class RunningSoftmax:
         self.sums = np.zeros((len(q), v.shape[1]), q.dtype)
 
     def attend(self, rows, keys, log_weights=None, excluded=None):
-        """Fold the logits of `rows` x `keys`, plus the log-weight of each key, into the state.
+        """Fold the logits of `rows` x `keys`, plus the log-weight of each key, into the state."""
+        for r, s, logits in self.tiles(rows, keys, log_weights, excluded):
+            self._fold(r, logits, self.v[s])
 
-        `excluded(rows, keys)` is the boolean tile of pairs that do not count; None if all do.
+    def tiles(self, rows, keys, log_weights=None, excluded=None):
+        """Yield (rows, keys, logits) tile by tile.
+
+        `excluded(rows, keys)` is the boolean tile of pairs that do not count and get -inf; None if all count.
         """
         for row_tile in _tiles(len(rows), TILE_QUERIES):
             r = rows[row_tile]
@@ -172,7 +189,7 @@ class RunningSoftmax:
                     logits += log_weights[key_tile].astype(logits.dtype)
                 if excluded is not None:
                     logits[excluded(r, s)] = -np.inf
-                self._fold(r, logits, self.v[s])
+                yield r, s, logits
 
     def _fold(self, rows, logits, v):
         top = np.maximum(self.top[rows], logits.max(axis=1))
@@ -190,6 +207,13 @@ class RunningSoftmax:
         self.sums /= np.where(met, self.total, 1)[:, None].astype(self.sums.dtype, copy=False)
         lse = self.top + np.log(self.total, out=np.zeros_like(self.total), where=met)
         return self.sums, lse
+
+
+def _marked_pairs(mask):
+    """A function (rows, keys) -> the boolean tile of marked pairs; None if nothing is marked."""
+    if isinstance(mask, np.ndarray):
+        return lambda rows, keys: mask[rows[:, None], keys]
+    return mask and covered(mask, mask.views)
 
 
 def _marked_rows(mask):

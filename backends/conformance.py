@@ -8,11 +8,12 @@ the arithmetic, both against the float64 `reference` backend on the same plan, e
 
 (A) the error stays within the bound that `error_bound` derives;
 (B) the error, in units of that bound, is at most four times the worst error of the `numpy` backend on the same arrays,
-    plus what one rounding of each step can do. `numpy` and `reference` themselves are judged by (A) alone.
+    plus what roundings of random sign add up to. `numpy` and `reference` themselves are judged by (A) alone.
 
 Where nothing is summed the bound is 0: a query that meets no key gives (0, -inf) exactly. Besides: hash codes are those
-of Definition 1 wherever rounding cannot turn a sign; shapes and dtypes are right; a second call gives the same bits;
-the inputs stay as they were; there is no RuntimeWarning.
+of Definition 1 wherever rounding cannot turn a sign, and a draw is counted as capped if it is, wherever rounding cannot
+move it past its cap; shapes and dtypes are right; a second call gives the same bits; the inputs stay as they were;
+there is no RuntimeWarning.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from hyperattention_ref.backends import Backend, select
 from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
 from hyperattention_ref.backends.conformance_inputs import (
     AttentionInputs,
+    CappedInputs,
     attention_inputs,
+    capped_inputs,
     hash_inputs,
     plans,
     sums_inputs,
@@ -77,8 +80,9 @@ def check_backend(backend, *, max_examples: int = 100, seed: int = 0) -> Conform
     """
     backend = select(backend, None)
     ratios: list[float] = []
-    operations = {
+    operations = {  # the cheap ones first
         "hash_codes": (hash_inputs(), _check_codes),
+        "capped_sums": (capped_inputs(), _check_arithmetic),
         "exact_attention": (attention_inputs(), _check_arithmetic),
         "planned_attention": (attention_inputs(planned=True), _check_arithmetic),
         "attention_sums": (sums_inputs(), _check_arithmetic),
@@ -107,14 +111,13 @@ def _check_arithmetic(backend: Backend, example) -> float:
     expected = {name: np.asarray(x) for name, x in example.call(REFERENCE).items()}
     for name, x in expected.items():
         _require(backend, example, results[name].shape == x.shape, f"{name} has shape {results[name].shape}")
-    if isinstance(example, AttentionInputs):
-        _check_dtypes(backend, example, results)
+    _check_dtypes(backend, example, results)
     dtypes = {name: x.dtype for name, x in results.items()}
     bounds = example.bounds(expected, dtypes)
     errors = {name: _distance(x, expected[name]) for name, x in results.items()}
     _require_within(backend, example, results, expected, errors, bounds, "gate A, rounding analysis")
     if backend.name not in (NUMPY.name, REFERENCE.name):
-        floors = example.bounds(expected, dtypes, one_rounding=True)
+        floors = example.bounds(expected, dtypes, random_walk=True)
         usual = {name: _worst(_distance(x, expected[name]), bounds[name]) for name, x in example.call(NUMPY).items()}
         allowed = {name: MULTIPLE * usual[name] * bound + floors[name] for name, bound in bounds.items()}
         label = f"gate B, {MULTIPLE} times the error of the numpy backend"
@@ -133,12 +136,20 @@ def _worst(error: np.ndarray, bound: np.ndarray) -> float:
     return float(np.max(error / np.where(bound > 0, bound, 1), initial=0))
 
 
-def _check_dtypes(backend: Backend, example: AttentionInputs, results) -> None:
-    """`out` has the dtype of the inputs and `lse` the working type; or both are float64."""
+def _check_dtypes(backend: Backend, example, results) -> None:
+    """`out` has the dtype of the inputs, `lse` and `log_sums` the working type, or all float64; counts are int64."""
     given = {name: x.dtype for name, x in results.items()}
-    needed = {"out": example.query.dtype, "lse": np.promote_types(example.query.dtype, np.float32)}
-    fine = given == needed or all(x == np.float64 for x in given.values())
-    _require(backend, example, fine, f"dtypes are {given}; they must be {needed}, or float64 both")
+    dtype, work = example.query.dtype, np.promote_types(example.query.dtype, np.float32)
+    double, count = np.dtype(np.float64), np.dtype(np.int64)
+    needed: dict[str, np.dtype]
+    wide: dict[str, np.dtype]
+    if isinstance(example, AttentionInputs):
+        needed, wide = {"out": dtype, "lse": work}, {"out": double, "lse": double}
+    elif isinstance(example, CappedInputs):
+        needed, wide = {"log_sums": work, "n_capped": count}, {"log_sums": double, "n_capped": count}
+    else:  # the sums over columns are free to be wider than those over rows
+        return
+    _require(backend, example, given in (needed, wide), f"dtypes are {given}; they must be {needed}, or {wide}")
 
 
 def _require_within(backend, example, results, expected, errors, allowed, label: str) -> None:

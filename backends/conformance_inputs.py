@@ -20,6 +20,7 @@ except ImportError as error:
 from hyperattention_ref.backends import Backend, each_head
 from hyperattention_ref.backends.error_bound import (
     Rounding,
+    capped_bounds,
     error_bounds,
     head_terms,
     sums_bounds,
@@ -37,11 +38,12 @@ ROWS = ("gaussian", "gaussian", "gaussian", "off centre", "zero rows", "equal ro
 TOP_LOGITS = (None, None, 80.0, 500.0)
 VIEWS = ("blocks", "ragged", "all pairs", "no pair")
 LOG_WEIGHTS = ("uniform", "zero", "mixed", "large")
+CAPS = ("none", "all", "some", "ties", "mixed")
 
 
 # --- The arguments of each operation ---------------------------------------------------------------------------------
 # Each class has `operation`, `arrays` (name -> array), `call(backend)` (name -> result) and, for arithmetic,
-# `bounds(expected, dtypes, one_rounding)` (name -> elementwise bound), `expected` being the results of the reference.
+# `bounds(expected, dtypes, random_walk)` (name -> elementwise bound), `expected` being the results of the reference.
 
 
 class _Described:
@@ -114,14 +116,14 @@ class AttentionInputs(_Described):
             pair = backend.planned_attention(q, k, v, self.plan, scale=self.scale)
         return dict(zip(("out", "lse"), pair, strict=True))
 
-    def bounds(self, expected, dtypes, *, one_rounding: bool = False) -> dict[str, np.ndarray]:
+    def bounds(self, expected, dtypes, *, random_walk: bool = False) -> dict[str, np.ndarray]:
         """The bounds of `error_bounds`, for all heads."""
         out, lse = expected["out"], expected["lse"]
         bounds = {"out": np.empty(out.shape), "lse": np.empty(lse.shape)}
         for index, head_plan, q, k, v in each_head(self.plan, self.query, self.key, self.value):
             terms = head_terms(q, k, self.scale, is_causal=self.is_causal, head_plan=head_plan)
             bounds["out"][index], bounds["lse"][index] = error_bounds(
-                terms, v, out[index], lse[index], self.query.dtype, dtypes["out"], one_rounding=one_rounding
+                terms, v, out[index], lse[index], self.query.dtype, dtypes["out"], random_walk=random_walk
             )
         return bounds
 
@@ -151,11 +153,11 @@ class SumsInputs(_Described):
         """The fields of AttentionSums."""
         return vars(backend.attention_sums(self.query, self.key, self.mask, scale=self.scale, is_causal=self.is_causal))
 
-    def bounds(self, expected, dtypes, *, one_rounding: bool = False) -> dict[str, np.ndarray]:
+    def bounds(self, expected, dtypes, *, random_walk: bool = False) -> dict[str, np.ndarray]:
         """The bounds of `sums_bounds`."""
         terms = head_terms(self.query, self.key, self.scale, is_causal=self.is_causal)
         marked = dense_mask(self.mask, len(self.query), len(self.key))
-        return sums_bounds(terms, marked, expected, self.query.dtype, one_rounding=one_rounding)
+        return sums_bounds(terms, marked, expected, self.query.dtype, random_walk=random_walk)
 
     def __repr__(self) -> str:
         mask = f", mask={_describe_rectangle(self.mask)}" if isinstance(self.mask, Rectangle) else ""
@@ -185,15 +187,52 @@ class TransposedInputs(_Described):
             "product": backend.transposed_attention(*self.arrays.values(), scale=self.scale, is_causal=self.is_causal)
         }
 
-    def bounds(self, expected, dtypes, *, one_rounding: bool = False) -> dict[str, np.ndarray]:
+    def bounds(self, expected, dtypes, *, random_walk: bool = False) -> dict[str, np.ndarray]:
         """The bound of `transposed_bounds`."""
         terms = head_terms(self.query, self.key, self.scale, is_causal=self.is_causal)
         product, dtype = expected["product"], self.query.dtype
-        bound = transposed_bounds(terms, self.y, self.lse, product, dtype, dtypes["product"], one_rounding=one_rounding)
+        bound = transposed_bounds(terms, self.y, self.lse, product, dtype, dtypes["product"], random_walk=random_walk)
         return {"product": bound}
 
     def __repr__(self) -> str:
         return f"transposed_attention({_describe(self.arrays)}, scale={self.scale:.6g}, is_causal={self.is_causal})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CappedInputs(_Described):
+    """Arguments of `capped_sums`: one head, a mask as in `SumsInputs`, samples (m,) and log_caps (n_q,)."""
+
+    query: np.ndarray
+    key: np.ndarray
+    mask: Rectangle | np.ndarray | None
+    samples: np.ndarray
+    log_caps: np.ndarray
+    scale: float
+
+    operation = "capped_sums"
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        masks = {"mask": self.mask} if isinstance(self.mask, np.ndarray) else {}
+        return {"query": self.query, "key": self.key, "samples": self.samples, "log_caps": self.log_caps} | masks
+
+    def call(self, backend: Backend) -> dict:
+        """`log_sums` and `n_capped`."""
+        q, k, mask, samples, log_caps = self.query, self.key, self.mask, self.samples, self.log_caps
+        results = backend.capped_sums(q, k, mask, samples, log_caps, scale=self.scale)
+        return dict(zip(("log_sums", "n_capped"), results, strict=True))
+
+    def bounds(self, expected, dtypes, *, random_walk: bool = False) -> dict[str, np.ndarray]:
+        """The bounds of `capped_bounds`."""
+        draws = head_terms(self.query, self.key[self.samples], self.scale)
+        marked = dense_mask(self.mask, len(self.query), len(self.key))[:, self.samples]
+        log_sums, dtype = expected["log_sums"], self.query.dtype
+        pair = capped_bounds(draws, marked, self.log_caps, log_sums, dtype, random_walk=random_walk)
+        return dict(zip(("log_sums", "n_capped"), pair, strict=True))
+
+    def __repr__(self) -> str:
+        mask = f", mask={_describe_rectangle(self.mask)}" if isinstance(self.mask, Rectangle) else ""
+        return f"capped_sums({_describe(self.arrays)}{mask}, scale={self.scale:.6g})"
 
 
 def _describe(arrays: dict[str, np.ndarray]) -> str:
@@ -306,6 +345,35 @@ def sums_inputs(draw) -> SumsInputs:
     rectangle = draw(plans(shape=(), n_q=len(q), n_k=len(k), is_causal=False)).heads[0].rectangles[0]
     mask = draw(st.sampled_from((None, rectangle, rectangle.toarray())))
     return SumsInputs(q, k, mask, one.scale, one.is_causal)
+
+
+@st.composite
+def capped_inputs(draw) -> CappedInputs:
+    """Arguments of `capped_sums`: heads as in `attention_inputs`, masks of every kind, draws few or many.
+
+    The mask is None, dense, or a Rectangle, which may have sampled keys of its own. Caps are infinite, below all
+    logits, among them, or exactly on one of them, in all rows alike or in each row otherwise.
+    """
+    one = draw(attention_inputs())
+    head = (0,) * (one.query.ndim - 2)
+    q, k, scale = one.query[head], one.key[head], one.scale
+    rng, m = draw(_generators()), draw(st.sampled_from((17, 1, 2, 5, 1025)))
+    views = draw(st.sampled_from(((), ("blocks",), ("ragged", "blocks"), ("all pairs",))))
+    exact_share = draw(st.sampled_from((0.2, 0.0)))
+    style = {"views": views, "exact_share": exact_share, "samples": 2 * len(k), "log_weights": "zero"}
+    rectangle = _rectangle(rng, len(q), len(k), 0, 0, **style)
+    mask = draw(st.sampled_from((None, rectangle, rectangle.toarray())))
+    samples = rng.integers(len(k), size=m)
+    logits = scale * q.astype(np.float64) @ k[samples].astype(np.float64).T
+    caps = {
+        "none": np.full(len(q), np.inf),
+        "all": logits.min(axis=1) - 1,
+        "some": logits.mean(axis=1),
+        "ties": logits[:, 0],
+    }
+    kind = draw(st.sampled_from(CAPS))
+    log_caps = np.choose(rng.integers(len(caps), size=len(q)), list(caps.values())) if kind == "mixed" else caps[kind]
+    return CappedInputs(q, k, mask, samples, log_caps, scale)
 
 
 @st.composite

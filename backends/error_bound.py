@@ -33,26 +33,27 @@ import numpy as np
 
 
 class Rounding(NamedTuple):
-    """What the bounds need to know of the arithmetic: u, t, and whether every sum counts as one of a single term."""
+    """What the bounds need to know of the arithmetic: u, t, and whether roundings count as a random walk."""
 
     u: float
     t: float
-    one_rounding: bool
+    random_walk: bool
 
     @classmethod
-    def of(cls, dtype, one_rounding: bool = False) -> Rounding:
+    def of(cls, dtype, random_walk: bool = False) -> Rounding:
         """The working type of inputs of this dtype, with the u of float64 added, for the reference's own rounding.
 
-        The bounds are linear or convex in u, so that they cover both errors together. With `one_rounding` they are
-        those of sums of a single term, d = K = n = 1: the floor below which no backend can be blamed.
+        The bounds are linear or convex in u, so that they cover both errors together. With `random_walk` the lengths
+        d, K and n of sums count as their square roots, for roundings of random sign add up to that: the floor below
+        which no backend can be blamed.
         """
         working = np.finfo(np.promote_types(dtype, np.float32))
         u = (float(working.eps) + float(np.finfo(np.float64).eps)) / 2
-        return cls(u, float(working.smallest_normal), one_rounding)
+        return cls(u, float(working.smallest_normal), random_walk)
 
     def count(self, n):
-        """`n`, or 1 if every sum counts as one of a single term."""
-        return np.ones_like(n) if self.one_rounding else n
+        """`n`, or its square root if roundings count as steps of a random walk."""
+        return np.sqrt(n) if self.random_walk else n
 
     def of_log(self, k_terms, log) -> np.ndarray:
         """u (6 + 6 ln K + 3 |L|): the logarithm of a sum of K terms relative to the largest, added to that."""
@@ -101,11 +102,15 @@ class Terms:
         here = np.isfinite(self.logits)
         x = np.where(here, self.logits, 0)
         largest, top = np.abs(x).max(axis=1), self.logits.max(axis=1, keepdims=True)
-        k_terms, steps = self.k_terms(rounding), (int(rounding.count(self.d)) + 5) * rounding.u
-        eta = steps / (1 - steps) * self.sizes + rounding.t * self.underflow
-        eta += rounding.u * (4 * np.abs(self.log_weights) + 3 * (top - x))
+        k_terms = self.k_terms(rounding)
+        eta = self.of_logits(rounding) + rounding.u * (4 * np.abs(self.log_weights) + 3 * (top - x))
         rows = 8 * (k_terms + 1) + self.merges * (9 + 12 * (largest + np.log(k_terms)))
         return np.where(here, 1.05 * (eta + rounding.u * rows[:, None]), 0)
+
+    def of_logits(self, rounding: Rounding) -> np.ndarray:
+        """(n_q, N) the part of η / 1.05 that a logit brings along: the dot product, the scale, underflow."""
+        steps = (float(rounding.count(self.d)) + 5) * rounding.u
+        return steps / (1 - steps) * self.sizes + rounding.t * self.underflow
 
 
 def head_terms(q, k, scale: float, *, is_causal: bool = False, head_plan=None) -> Terms:
@@ -148,13 +153,13 @@ def _planned(head_plan):
     return exact, parts, drawn
 
 
-def error_bounds(head: Terms, v, out, lse, dtype, out_dtype, *, one_rounding: bool = False):
+def error_bounds(head: Terms, v, out, lse, dtype, out_dtype, *, random_walk: bool = False):
     """Bounds of |ô - out| (n_q, d_v) and |L̂ - lse| (n_q,) for inputs of `dtype` and an output of `out_dtype`.
 
     `out` and `lse` are the reference's. The bounds of a query without any term are 0: it must get the neutral element
-    exactly. For `one_rounding` see `Rounding`, here and below.
+    exactly. For `random_walk` see `Rounding`, here and below.
     """
-    rounding = Rounding.of(dtype, one_rounding)
+    rounding = Rounding.of(dtype, random_walk)
     met = np.isfinite(lse)
     bound_out, bound_lse = np.zeros((met.size, v.shape[1])), np.zeros(met.size)
     head, out, lse = head.of(met), out[met], lse[met]
@@ -168,14 +173,14 @@ def error_bounds(head: Terms, v, out, lse, dtype, out_dtype, *, one_rounding: bo
     return bound_out, bound_lse
 
 
-def sums_bounds(head: Terms, marked, sums, dtype, *, one_rounding: bool = False) -> dict[str, np.ndarray]:
+def sums_bounds(head: Terms, marked, sums, dtype, *, random_walk: bool = False) -> dict[str, np.ndarray]:
     """Bounds for the fields of AttentionSums: `sums` holds the reference's by name, `marked` is the dense mask.
 
     Derived. The logarithm x - L of a probability is wrong by at most η_P = η + |L̂ - L| + 3 u (L - x), and a sum over
     the n_q rows adds 8 u (n_q + 1). So column sums are wrong by Σ p (e^{η_P} - 1), column squares by
     Σ p² (e^{2 η_P} - 1), the entropy Σ p (L - x) by Σ p ((e^{η_P} - 1)(L - x) + e^{η_P} η_P).
     """
-    rounding = Rounding.of(dtype, one_rounding)
+    rounding = Rounding.of(dtype, random_walk)
     x, lse, k_terms, eta = head.logits, sums["log_total"], head.k_terms(rounding), head.eta(rounding)
     u, gone, left = rounding.u, 4 * k_terms * rounding.t, np.isfinite(sums["log_unmasked"])
     p, below = np.exp(x - lse[:, None]), np.where(np.isfinite(x), lse[:, None] - x, 0)
@@ -199,14 +204,36 @@ def sums_bounds(head: Terms, marked, sums, dtype, *, one_rounding: bool = False)
     }
 
 
-def transposed_bounds(head: Terms, y, lse, out, dtype, out_dtype, *, one_rounding: bool = False) -> np.ndarray:
+def transposed_bounds(head: Terms, y, lse, out, dtype, out_dtype, *, random_walk: bool = False) -> np.ndarray:
     """Bound (n_k, c) for P^T y: Σ_i p (e^{η_T} - 1) |y| with η_T = η + 3 u (|L| + |L - x|) + 8 u (n_q + 1)."""
-    rounding = Rounding.of(dtype, one_rounding)
+    rounding = Rounding.of(dtype, random_walk)
     x, y = head.logits, np.abs(y.astype(np.float64))
     p, below = np.exp(x - lse[:, None]), np.where(np.isfinite(x), np.abs(lse[:, None] - x), 0)
     eta = head.eta(rounding) + 3 * rounding.u * (np.abs(lse)[:, None] + below) + _over_rows(len(p), rounding)
     error = (p * np.expm1(eta)).T @ y + 4 * len(p) * rounding.t * (1 + y.max())
     return rounding.of_result(out, error, out_dtype)
+
+
+def capped_bounds(draws: Terms, marked, log_caps, log_sums, dtype, *, random_walk: bool = False):
+    """Bounds (n_q,) for the two results of `capped_sums`: of |log_sums - exact| and of |n_capped - exact|.
+
+    Derived. `draws` holds one term for each draw, as if there were neither mask nor cap; `marked` (n_q, m) are the
+    draws that the mask excludes. The smaller of x and c moves no further than x and c do, and a cap is rounded as a
+    log-weight is, by 4 u |c|; where c is the larger this counts for 4 u |x| at most. So the term min(x, c) is wrong by
+    η with w = min(x, c). A draw is counted wrongly only if |x - c| is within the errors of both; a floor has no part
+    in that, for a decision is right or wrong.
+    """
+    rounding, c = Rounding.of(dtype, random_walk), np.asarray(log_caps)[:, None]
+    capped = replace(draws, logits=np.where(marked, -np.inf, np.minimum(draws.logits, c)))
+    met, bound = np.isfinite(log_sums), np.zeros(len(log_sums))
+    here, log_sums = capped.of(met), log_sums[met]
+    k_terms, p = here.k_terms(rounding), np.exp(here.logits - log_sums[:, None])
+    eta = here.eta(rounding) + 1.05 * 4 * rounding.u * np.abs(np.where(p > 0, here.logits, 0))
+    bound[met] = np.log1p((p * np.expm1(eta)).sum(axis=1))
+    bound[met] += rounding.of_log(k_terms, log_sums) + 4 * k_terms * rounding.t
+    decided = Rounding.of(dtype)
+    doubt = 1.05 * (draws.of_logits(decided) + 4 * decided.u * np.abs(c))
+    return bound, np.sum(~marked & np.isfinite(c) & (np.abs(draws.logits - c) <= doubt), axis=1)
 
 
 def _over_rows(n_q: int, rounding: Rounding) -> float:

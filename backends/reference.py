@@ -62,6 +62,13 @@ class Reference:
         exists = np.tri(len(q), len(k), dtype=bool) if is_causal else True
         return np.exp(np.where(exists, logits, -np.inf) - lse[:, None]).T @ y
 
+    def capped_sums(self, q, k, mask, samples, log_caps, *, scale):
+        drawn = (scale * q.astype(np.float64) @ k.astype(np.float64).T)[:, samples]
+        unmasked = ~dense_mask(mask, len(q), len(k))[:, samples]
+        capped = np.minimum(drawn, log_caps[:, None])
+        _, log_sums = softmax_average(np.where(unmasked, capped, -np.inf), np.zeros((len(samples), 0)))
+        return log_sums, np.sum(unmasked & (drawn > log_caps[:, None]), axis=1, dtype=np.int64)
+
     def _head(self, q, k, v, head_plan, scale):
         out, lse = np.zeros((len(q), v.shape[1])), np.full(len(q), NEUTRAL[1])
         for a, c in head_plan.leaves:  # rule 8: exact causal leaves

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy import inf, logaddexp, minimum
-from scipy.special import logsumexp
+from numpy import inf, logaddexp
 
-from hyperattention_ref import inputs
-from hyperattention_ref.block_mask import dense_mask
+from hyperattention_ref import backends, inputs
 from hyperattention_ref.results import Result
-from hyperattention_ref.row_rescaling import PILOT_SIZE, pilot_log_row_sums
+from hyperattention_ref.row_rescaling import PILOT_SIZE, with_median
+from hyperattention_ref.row_sums import RowSums, covered_rows, large_entries
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,6 +83,7 @@ def approx_d(
     rescale_rows: bool = False,
     pilot_size: int = PILOT_SIZE,
     rng=None,
+    backend=None,
 ) -> ApproxDResult:
     """Estimate D_ii = Σ_j A_ij, A = exp(scale Q K^T), for all rows from one set of m sampled keys.
 
@@ -95,7 +95,7 @@ def approx_d(
     ----------
     q : (n_q, d) float array.
     k : (n_k, d) float array.
-    mask : M, the large entries: BlockMask, (n_q, n_k) boolean array, SciPy sparse matrix, or None for none.
+    mask : M, the large entries: BlockMask, Rectangle, (n_q, n_k) boolean array, SciPy sparse matrix, or None for none.
     kappa : κ >= 1, a bound on max R_i / min R_i.
     epsilon : ε > 0, the error aimed at.
     m : number of sampled keys, with replacement; may exceed n_k. Also the size of T, at most the number of rows.
@@ -106,38 +106,42 @@ def approx_d(
         κ(E A). The pilot keys come from a stream of their own.
     pilot_size : number of pilot keys.
     rng : None, seed or numpy.random.Generator.
+    backend : a name or an instance, see `backends.select`; None means `reference`, dense and literal.
 
     Returns
     -------
-    ApproxDResult. Cost O(n_q n_k d) here, for the literal H_i; the algorithm's own cost is O(d (n m + nnz(M))).
+    ApproxDResult, in float64. Cost O(d ((n_q + n_k) m + nnz(M))), with no n_q x n_k array; but O(n_q n_k d) from the
+    `reference` backend, and for a mask that is an array or a sparse matrix.
 
     Notes
     -----
     Differs from the paper: a row that the mask covers completely has d̃_i = H_i, without floor, and is not drawn
     into T, so that τ > 0 whenever a row needs it. All sums are kept as logarithms.
     """
+    chosen = backends.select("reference" if backend is None else backend, q)
     q, k = inputs.query_key(q, k)
     given = checked(kappa=kappa, epsilon=epsilon, m=m, alpha=alpha, scale=scale, cap_constant=cap_constant)
     kappa, epsilon, m, alpha, scale, gamma = given.values()
     inputs.logit_range(q, k, scale)
     pilot_size = inputs.count("pilot_size", pilot_size)
     n_q, n_k = len(q), len(k)
-    mask = dense_mask(mask, n_q, n_k)
+    mask = large_entries(mask, n_q, n_k)
     rng = inputs.generator(rng)
     (pilot_rng,) = rng.spawn(1)
 
-    log_a = scale * q @ k.T
-    pilot = pilot_rng.integers(n_k, size=pilot_size)
-    log_pilot = pilot_log_row_sums(log_a[:, pilot], mask[:, pilot], n_k) if rescale_rows else np.zeros(n_q)
-    log_a = log_a - log_pilot[:, None]  # E A
-    log_h = log_sum_exp(log_a, where=mask)  # H_i
-    covered = mask.all(axis=1)
+    sums = RowSums(chosen, q, k, mask, scale, log_pilot=np.zeros(n_q))  # of A
+    if rescale_rows:
+        pilot = pilot_rng.integers(n_k, size=pilot_size)
+        log_pilot_sums, _ = sums.capped(pilot, np.full(n_q, inf))
+        sums = replace(sums, log_pilot=with_median(log_pilot_sums + math.log(n_k / pilot_size)))  # of E A
+    log_h = sums.masked()  # H_i
+    covered = covered_rows(mask)
     candidates = np.flatnonzero(~covered)
 
     # line 1: T, a uniformly random subset of the rows
     subset = rng.choice(candidates, size=min(m, candidates.size), replace=False)
     # line 2: τ, the largest unmasked row sum in T
-    log_tau = float(log_sum_exp(log_a[subset], where=~mask[subset]).max(initial=-inf))
+    log_tau = float(sums.unmasked(subset).max(initial=-inf))
     log_floor = log_tau - math.log(kappa)
     # line 3: ℓ_1 .. ℓ_m, i.i.d. uniform keys
     samples = rng.integers(n_k, size=m)
@@ -145,21 +149,20 @@ def approx_d(
     #   C_i = γ ε² m / (n ln n) (H_i + τ/κ)
     log_caps = log_cap_factor(n_q, n_k, m, epsilon, gamma) + logaddexp(log_h, log_floor)
     #   d_i = (n/m) Σ_r (1 - M_{i,ℓ_r}) min(A_{i,ℓ_r}, C_i)
-    drawn, unmasked = log_a[:, samples], ~mask[:, samples]
-    capped = minimum(drawn, log_caps[:, None])
-    log_estimate = math.log(n_k) - math.log(m) + log_sum_exp(capped, where=unmasked)
+    log_capped, n_capped = sums.capped(samples, log_caps)
+    log_estimate = math.log(n_k) - math.log(m) + log_capped
     #   d̃_i = H_i + max(d_i, τ/κ)
     log_d = logaddexp(log_h, np.where(covered, -inf, np.maximum(log_estimate, log_floor)))
     # line 5: D̃ = diag(d̃)
     return ApproxDResult(
-        log_d=log_d + log_pilot,
+        log_d=log_d + sums.log_pilot,
         subset=subset,
         samples=samples,
         log_tau=log_tau,
         log_caps=log_caps,
         log_floor=log_floor,
-        log_pilot=log_pilot,
-        n_capped=int(np.sum(unmasked & (drawn > log_caps[:, None]))),
+        log_pilot=sums.log_pilot,
+        n_capped=int(n_capped.sum()),
         n_floored=int(np.sum(~covered & (log_estimate < log_floor))),
         **given,
         meets_epsilon=epsilon > kappa**-4,
@@ -182,8 +185,3 @@ def checked(*, kappa, epsilon, m, alpha, scale, cap_constant) -> dict[str, Any]:
 def log_cap_factor(n_q: int, n_k: int, m: int, epsilon: float, gamma: float) -> float:
     """log of γ ε² m / (n_k ln max(n_q, n_k, 2)), the factor of the cap C_i; inf when γ is."""
     return math.log(gamma) + 2 * math.log(epsilon) + math.log(m) - math.log(n_k * math.log(max(n_q, n_k, 2)))
-
-
-def log_sum_exp(log_x, where) -> np.ndarray:
-    """(n,) log of the row sums of exp(log_x) over the entries marked by `where`; -inf for an empty sum."""
-    return logsumexp(np.where(where, log_x, -inf), axis=1)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperattention_ref import inputs
+from hyperattention_ref import backends, inputs
 from hyperattention_ref.algorithm_2 import ApproxDResult, approx_d
-from hyperattention_ref.lemma_2 import RowNormSample, normalised, row_norm_sample, sampled_product
+from hyperattention_ref.lemma_2 import RowNormSample, row_norm_sample, sampled_attention
 from hyperattention_ref.results import Result
 
 
@@ -42,6 +42,7 @@ def literal_hyper_attention(
     cap_constant: float = 1.0,
     rescale_rows: bool = False,
     rng=None,
+    backend=None,
 ) -> LiteralHyperAttention:
     """Approximate attention with the spectral guarantee (1).
 
@@ -54,12 +55,13 @@ def literal_hyper_attention(
     k : (n_k, d) float array.
     v : (n_k, d_v) float array.
     m : the samples of ApproxD and, drawn anew, of the product.
-    mask, kappa, epsilon, alpha, scale, cap_constant, rescale_rows, rng : as in `approx_d`.
+    mask, kappa, epsilon, alpha, scale, cap_constant, rescale_rows, rng, backend : as in `approx_d`.
 
     Returns
     -------
-    LiteralHyperAttention. Cost O(n_q n_k d) for the literal masked sums, O(n_q m d_v) for the product.
+    LiteralHyperAttention. Cost that of `approx_d` and O(n_q m (d + d_v)) for the product.
     """
+    chosen = backends.select("reference" if backend is None else backend, q)
     q, k = inputs.query_key(q, k)
     v = inputs.value(v, len(k))
     rng = inputs.generator(rng)
@@ -76,9 +78,10 @@ def literal_hyper_attention(
         cap_constant=cap_constant,
         rescale_rows=rescale_rows,
         rng=rng,
+        backend=chosen,
     )
     # line 2: S from the row norms of V
     sample = row_norm_sample(v, m, rng)
     # line 3: return (D̃, S); the estimate follows from both
-    x = normalised(scale * q @ k.T, diagonal.log_d)  # D̃^{-1} A
-    return LiteralHyperAttention(diagonal, sample, sampled_product(x, v, sample))
+    estimate = sampled_attention(q, k, v, diagonal.log_d, sample, scale=diagonal.scale, is_causal=False, backend=chosen)
+    return LiteralHyperAttention(diagonal, sample, estimate)

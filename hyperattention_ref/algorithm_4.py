@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from hyperattention_ref import inputs
+from hyperattention_ref import backends, inputs
 from hyperattention_ref.algorithm_1 import sort_lsh
-from hyperattention_ref.algorithm_2 import ApproxDResult, approx_d, checked, log_sum_exp
-from hyperattention_ref.lemma_2 import RowNormSample, normalised, row_norm_sample, sampled_product
+from hyperattention_ref.algorithm_2 import ApproxDResult, approx_d, checked
+from hyperattention_ref.lemma_2 import RowNormSample, row_norm_sample, sampled_attention
 from hyperattention_ref.plan import causal_tiling
 from hyperattention_ref.results import Result
 
@@ -53,6 +54,7 @@ def causal_approx_d(
     block_size: int | None = None,
     lsh_bits: int = 8,
     rng=None,
+    backend=None,
 ) -> CausalApproxDResult:
     """Estimate the row sums of M^C ∘ A, M^C the lower-triangular mask.
 
@@ -68,11 +70,13 @@ def causal_approx_d(
     block_size : block size of a sortLSH mask for each rectangle; None for no mask.
     lsh_bits : hash bits of these masks.
     rng : None, seed or numpy.random.Generator, used rectangle by rectangle.
+    backend : as in `approx_d`.
 
     Returns
     -------
     CausalApproxDResult. |d̃_i - D_ii| is at most the sum of the errors of row i's at most log2(n) rectangles.
     """
+    chosen = backends.select("reference" if backend is None else backend, q)
     q, k = inputs.query_key(q, k)
     inputs.causal_lengths(len(q), len(k))
     given = checked(kappa=kappa, epsilon=epsilon, m=m, alpha=alpha, scale=scale, cap_constant=cap_constant)
@@ -82,12 +86,13 @@ def causal_approx_d(
     log_d, parts = np.empty(len(q)), []
     # the recursion ends: a leaf is computed exactly
     for a, c in leaves:
-        log_d[a:c] = log_sum_exp(given["scale"] * q[a:c] @ k[a:c].T, where=np.tri(c - a, dtype=bool))
+        nothing = np.zeros((c - a, 1))
+        _, log_d[a:c] = chosen.exact_attention(q[a:c], k[a:c], nothing, scale=given["scale"], is_causal=True)
     for a, split, c in rectangles:
         # D̃_21 from Algorithm 2 on the rectangle A_21 = exp(Q_2 K_1^T)
         q2, k1 = q[split:c], k[a:split]
         mask = None if block_size is None else sort_lsh(q2, k1, block_size, lsh_bits=lsh_bits, rng=rng)
-        part = approx_d(q2, k1, mask, **given, rescale_rows=rescale_rows, rng=rng)
+        part = approx_d(q2, k1, mask, **given, rescale_rows=rescale_rows, rng=rng, backend=chosen)
         # D̃ = diag(D̃_11, D̃_22 + D̃_21)
         log_d[split:c] = np.logaddexp(log_d[split:c], part.log_d)
         parts.append(part)
@@ -104,7 +109,7 @@ class CausalLiteralHyperAttention(Result):
 
 
 def causal_literal_hyper_attention(
-    q, k, v, *, kappa: float, epsilon: float, m: int, scale: float = 1.0, rng=None, **options
+    q, k, v, *, kappa: float, epsilon: float, m: int, scale: float = 1.0, rng=None, backend=None, **options
 ) -> CausalLiteralHyperAttention:
     """Algorithm 3 for causal attention.
 
@@ -116,12 +121,14 @@ def causal_literal_hyper_attention(
     q, k : (n, d) float arrays.
     v : (n, d_v) float array.
     m : the samples of every ApproxD and, drawn anew, of the product.
-    kappa, epsilon, scale, rng, **options : as in `causal_approx_d`.
+    kappa, epsilon, scale, rng, backend, **options : as in `causal_approx_d`.
     """
+    chosen = backends.select("reference" if backend is None else backend, q)
     q, k = inputs.query_key(q, k)
     v = inputs.value(v, len(k))
     rng = inputs.generator(rng)
-    diagonal = causal_approx_d(q, k, kappa=kappa, epsilon=epsilon, m=m, scale=scale, rng=rng, **options)
+    common: dict[str, Any] = {"scale": scale, "backend": chosen}
+    diagonal = causal_approx_d(q, k, kappa=kappa, epsilon=epsilon, m=m, rng=rng, **common, **options)
     sample = row_norm_sample(v, m, rng)
-    x = normalised(np.where(np.tri(len(q), dtype=bool), scale * q @ k.T, -np.inf), diagonal.log_d)  # D̃^{-1} (M^C ∘ A)
-    return CausalLiteralHyperAttention(diagonal, sample, sampled_product(x, v, sample))
+    estimate = sampled_attention(q, k, v, diagonal.log_d, sample, is_causal=True, **common)
+    return CausalLiteralHyperAttention(diagonal, sample, estimate)

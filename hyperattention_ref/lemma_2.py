@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref import inputs
+from hyperattention_ref.plan import Plan
 from hyperattention_ref.results import Result
 
 LOG_LARGEST = 600.0
-"""Natural logarithm of the largest entry of D̃^{-1} A that is computed with; products with V then stay finite."""
+"""Natural logarithm of the largest row sum of D̃^{-1} A S^T S that is computed with; products with V then stay finite.
+"""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,21 +71,6 @@ def row_norm_sample(v, m: int, rng=None) -> RowNormSample:
     return RowNormSample(indices, weights, len(v))
 
 
-def normalised(log_a, log_d) -> np.ndarray:
-    """X = D̃^{-1} A from logarithms, (n_q, n_k), refused where an entry is too large for float64.
-
-    That takes an estimate d̃_i smaller than one of the row's entries by a factor of 1e300, as only a kappa far too large
-    can give.
-    """
-    log_x = log_a - log_d[:, None]
-    if not log_x.max() <= LOG_LARGEST:
-        raise ValueError(
-            f"D̃^-1 A has an entry e^{log_x.max():.0f}, too large for float64: an estimated row sum is far too small; "
-            "pass a smaller kappa, or more samples"
-        )
-    return np.exp(log_x)
-
-
 def sampled_product(x, v, sample: RowNormSample) -> np.ndarray:
     """X S^T S V, the estimate of X V that touches m columns of X and m rows of V only.
 
@@ -111,3 +98,48 @@ def sampled_product(x, v, sample: RowNormSample) -> np.ndarray:
     x_st = x[:, sample.indices] * sample.weights
     s_v = sample.weights[:, None] * v[sample.indices]
     return x_st @ s_v
+
+
+def sampled_attention(q, k, v, log_d, sample: RowNormSample, *, scale: float, is_causal: bool, backend) -> np.ndarray:
+    """D̃^{-1} A S^T S V, the estimate of attention, A = exp(scale Q K^T); causal: the pairs j > i have A_ij = 0.
+
+    Derived: with w the weights of S, row i is Σ_r w_r² A_{i,ℓ_r} V_{ℓ_r} / d̃_i. That is e^{lse_i} / d̃_i times the
+    attention of query i to the drawn keys with log-weights 2 ln w_r, which any backend computes for any logits. Causal:
+    the queries between two neighbouring drawn keys meet the same draws, so one call serves them all.
+
+    Parameters
+    ----------
+    q, k, v : (n_q, d), (n_k, d) and (n_k, d_v) float64 arrays.
+    log_d : (n_q,) log d̃.
+    sample : what `row_norm_sample(v, m)` returned.
+    scale, is_causal : as above; causal needs n_q == n_k.
+    backend : a Backend.
+
+    Returns
+    -------
+    (n_q, d_v) float64. Cost O(n_q m (d + d_v)).
+
+    Raises
+    ------
+    ValueError : a row sum of D̃^{-1} A S^T S is too large for float64. That takes an estimate d̃_i smaller than a drawn
+        entry of the row by a factor of 1e260, as only a kappa far too large can give.
+    """
+    out, lse = np.zeros((len(q), v.shape[1])), np.full(len(q), -np.inf)
+    if not sample.weights.any():  # V is zero, and so is the product
+        return out
+    order = np.argsort(sample.indices, kind="stable")
+    drawn, log_weights = sample.indices[order], 2 * np.log(sample.weights[order])
+    s_k, s_v = k[drawn], v[drawn]
+    starts = np.unique(drawn) if is_causal else np.zeros(1, dtype=np.int64)
+    stops = np.append(starts[1:], len(q))
+    met = np.searchsorted(drawn, starts, side="right") if is_causal else np.array([drawn.size])
+    for a, c, m in zip(starts, stops, met, strict=True):  # the queries a:c meet the first m draws
+        plan = Plan.from_views([], shape=(c - a, m), sampled_keys=np.arange(m), log_weights=log_weights[:m])
+        out[a:c], lse[a:c] = backend.planned_attention(q[a:c], s_k[:m], s_v[:m], plan, scale=scale)
+    log_sums = lse - log_d
+    if not log_sums.max() <= LOG_LARGEST:
+        raise ValueError(
+            f"D̃^-1 A S^T S has a row sum e^{log_sums.max():.0f}, too large for float64: an estimated row sum is far "
+            "too small; pass a smaller kappa, or more samples"
+        )
+    return np.exp(log_sums)[:, None] * out

@@ -9,7 +9,7 @@ import numpy as np
 PILOT_SIZE = 128
 
 
-def pilot_log_row_sums(log_a, mask, n_k: int) -> np.ndarray:
+def seen_log_row_sums(log_a, mask, n_k: int) -> np.ndarray:
     """Estimate log R_i of every row from the same few keys, drawn uniformly with replacement.
 
     Derived: page "theory", row rescaling. With pilot keys r_1 .. r_p row i gets the logarithm of
@@ -25,23 +25,21 @@ def pilot_log_row_sums(log_a, mask, n_k: int) -> np.ndarray:
 
     Returns
     -------
-    (n_q,) float64 array, finite. A row whose pilot keys are all masked or absent tells nothing; it gets the median of
-    the other rows (0.0 when there is none), for any positive factor is legal and a typical one does least harm.
+    (n_q,) float64 array, -inf for a row whose pilot keys are all masked or absent; `with_median` settles these. Rows do
+    not depend on each other.
 
     Cost: n_q p operations.
     """
-    return with_median(seen_log_row_sums(log_a, mask, n_k))
-
-
-def seen_log_row_sums(log_a, mask, n_k: int) -> np.ndarray:
-    """The same, but -inf for a row whose pilot keys are all masked or absent; rows do not depend on each other."""
     from scipy.special import logsumexp
 
     return logsumexp(np.where(mask, -np.inf, log_a), axis=1) + math.log(n_k / log_a.shape[1])
 
 
 def with_median(log_sums) -> np.ndarray:
-    """`log_sums` with the median of the finite ones, or 0.0, in place of -inf."""
+    """`log_sums` with the median of the finite ones, or 0.0, in place of -inf.
+
+    A row of which the pilot saw nothing may be scaled by any positive factor, and a typical one does least harm.
+    """
     informed = np.isfinite(log_sums)
     fallback = np.median(log_sums[informed]) if informed.any() else 0.0
     return np.where(informed, log_sums, fallback)

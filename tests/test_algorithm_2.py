@@ -28,6 +28,19 @@ def random_mask(n_q, n_k, share, seed=0):
     return np.random.default_rng(seed + 1).random((n_q, n_k)) < share
 
 
+def as_rectangle(mask):
+    """The same mask as a Rectangle: columns marked in all rows are exact keys, each row has a view of its own."""
+    n_q, n_k = mask.shape
+    everywhere = mask.all(axis=0)
+    views = []
+    for i, row in enumerate(mask & ~everywhere):  # three blocks: row i and its keys, other rows alone, other keys alone
+        offsets = [0, 1, n_q, n_q], [0, row.sum(), row.sum(), n_k]
+        views.append(
+            hr.BlockMask(np.argsort(np.arange(n_q) != i, kind="stable"), np.argsort(~row), *map(np.array, offsets))
+        )
+    return hr.Rectangle(n_q, n_k, tuple(views), exact_keys=np.flatnonzero(everywhere))
+
+
 def fields_equal(first, second):
     return all(np.array_equal(x, y) for x, y in zip(vars(first).values(), vars(second).values(), strict=True))
 
@@ -68,17 +81,18 @@ def replay(q, k, mask, result):
     share=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
     scale=st.sampled_from([1.0, 0.5, -1.0]),
     rescale=st.booleans(),
+    dense=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_every_line_can_be_replayed_from_what_the_result_records(
-    n_q, n_k, m, kappa, epsilon, gamma, share, scale, rescale, seed
+    n_q, n_k, m, kappa, epsilon, gamma, share, scale, rescale, dense, seed
 ):
     q, k = problem(n_q, n_k, seed=seed)
     mask = random_mask(n_q, n_k, share, seed)
     result = approx_d(
         q,
         k,
-        mask,
+        mask if dense else as_rectangle(mask),
         kappa=kappa,
         epsilon=epsilon,
         m=m,
@@ -139,7 +153,9 @@ def test_all_kinds_of_masks_agree():
     q, k = problem(20, 14)
     block = hr.sort_lsh(q, k, 4, rng=0)
     dense = block.toarray()
-    kinds = [dense, block, sparse.csr_array(dense), sparse.coo_matrix(dense), sparse.csc_array(dense.astype(float))]
+    rectangle = hr.Rectangle(20, 14, (block,), sampled_keys=[0, 3, 3], log_weights=np.zeros(3))
+    kinds = [dense, block, rectangle, sparse.csr_array(dense), sparse.coo_matrix(dense)]
+    kinds.append(sparse.csc_array(dense.astype(float)))
     results = [approx_d(q, k, kind, kappa=5, epsilon=0.5, m=9, rng=3) for kind in kinds]
     assert all(fields_equal(results[0], other) for other in results[1:])
     empty = [approx_d(q, k, kind, kappa=5, epsilon=0.5, m=9, rng=3) for kind in (None, np.zeros((20, 14), bool))]
@@ -203,6 +219,20 @@ def test_the_number_of_pilot_keys_changes_no_other_draw():
     np.testing.assert_array_equal(few.samples, many.samples)
     np.testing.assert_array_equal(few.subset, many.subset)
     assert not np.array_equal(few.log_pilot, many.log_pilot)
+
+
+def test_the_pilot_estimates_the_unmasked_row_sums():
+    q, k = problem(30, 1)  # every pilot key is the one key there is
+    result = approx_d(q, k, None, kappa=2, epsilon=0.5, m=9, rescale_rows=True, pilot_size=7, rng=0)
+    np.testing.assert_allclose(result.log_pilot, (q @ k.T)[:, 0], rtol=1e-13, atol=1e-13)
+    q, k = problem(30, 2)
+    mask = np.tile([True, False], (30, 1))
+    mask[:9] = True  # rows of which the pilot sees nothing get the median of the others
+    result = approx_d(q, k, mask, kappa=2, epsilon=0.5, m=9, rescale_rows=True, pilot_size=500, rng=0)
+    seen = result.log_pilot[9:] - (q @ k.T)[9:, 1]
+    np.testing.assert_allclose(seen, seen[0], atol=1e-13)
+    assert abs(np.expm1(seen[0])) < 6 / np.sqrt(500)  # half of the draws, give or take
+    np.testing.assert_allclose(result.log_pilot[:9], np.median(result.log_pilot[9:]), rtol=1e-13)
 
 
 def test_seeds_reproduce_differ_and_advance_a_generator():

@@ -8,8 +8,8 @@ from textwrap import dedent
 import numpy as np
 import pytest
 
-from hyperattention_ref import algorithm_1, algorithm_2, algorithm_3, algorithm_4, definition_1, lemma_2, merge
-from hyperattention_ref.backends import blocked_numpy
+from hyperattention_ref import algorithm_1, algorithm_2, algorithm_4, definition_1, lemma_2, merge, row_sums
+from hyperattention_ref.backends import blocked_numpy, reference
 from hyperattention_ref.backends.conformance import check_backend
 from hyperattention_ref.block_mask import BlockMask
 from hyperattention_ref.proofs_checks import Settings, corollary_1, counterexamples, run_checks, theorem_1
@@ -118,9 +118,9 @@ PLANTED = {
         SMALL,
     ),
     "cap dropped": (
-        algorithm_2,
-        "approx_d",
-        "minimum(drawn, log_caps[:, None])",
+        reference.Reference,
+        "capped_sums",
+        "np.minimum(drawn, log_caps[:, None])",
         "drawn",
         counterexamples.cap_and_floor,
         SMALL,
@@ -136,16 +136,16 @@ PLANTED = {
     "weight n/m missing": (
         algorithm_2,
         "approx_d",
-        "math.log(n_k) - math.log(m) + log_sum_exp",
-        "log_sum_exp",
+        "math.log(n_k) - math.log(m) + log_capped",
+        "log_capped",
         "lemma_1_usable",
         GAUSSIAN,
     ),
     "masked samples counted": (
-        algorithm_2,
-        "approx_d",
-        "~mask[:, samples]",
-        "np.ones((n_q, m), dtype=bool)",
+        reference.Reference,
+        "capped_sums",
+        "~dense_mask(mask, len(q), len(k))[:, samples]",
+        "np.ones((len(q), len(samples)), dtype=bool)",
         "lemma_1_usable",
         MASKED,
     ),
@@ -168,8 +168,16 @@ PLANTED = {
     "row rescaling not undone": (
         algorithm_2,
         "approx_d",
-        "log_d=log_d + log_pilot",
+        "log_d=log_d + sums.log_pilot",
         "log_d=log_d",
+        "row_rescaling",
+        SMALL,
+    ),
+    "rows of A capped instead of rows of E A": (
+        row_sums.RowSums,
+        "capped",
+        "log_caps + self.log_pilot",
+        "log_caps",
         "row_rescaling",
         SMALL,
     ),
@@ -198,26 +206,26 @@ PLANTED = {
         GAUSSIAN,
     ),
     "Algorithm 3 without D": (
-        algorithm_3,
-        "literal_hyper_attention",
-        "normalised(scale * q @ k.T, diagonal.log_d)",
-        "np.exp(scale * q @ k.T)",
+        lemma_2,
+        "sampled_attention",
+        "log_sums = lse - log_d",
+        "log_sums = lse",
         inequality_1,
         SMALL,
     ),
     "causal diagonal excluded": (
-        algorithm_4,
-        "causal_approx_d",
-        "np.tri(c - a, dtype=bool)",
-        "np.tri(c - a, k=-1, dtype=bool)",
+        reference.Reference,
+        "exact_attention",
+        "np.tri(len(q1), len(k1), dtype=bool)",
+        "np.tri(len(q1), len(k1), k=-1, dtype=bool)",
         "algorithm_4",
         GAUSSIAN,
     ),
     "causal diagonal shifted into the future": (
-        algorithm_4,
-        "causal_approx_d",
-        "np.tri(c - a, dtype=bool)",
-        "np.tri(c - a, k=1, dtype=bool)",
+        reference.Reference,
+        "exact_attention",
+        "np.tri(len(q1), len(k1), dtype=bool)",
+        "np.tri(len(q1), len(k1), k=1, dtype=bool)",
         "algorithm_4",
         GAUSSIAN,
     ),
@@ -238,10 +246,10 @@ PLANTED = {
         GAUSSIAN,
     ),
     "causal product sees the future": (
-        algorithm_4,
-        "causal_literal_hyper_attention",
-        "np.tri(len(q), dtype=bool)",
-        "np.ones((len(q), len(q)), dtype=bool)",
+        lemma_2,
+        "sampled_attention",
+        'np.searchsorted(drawn, starts, side="right") if is_causal',
+        "np.full(starts.size, drawn.size) if is_causal",
         "algorithm_4",
         GAUSSIAN,
     ),
@@ -269,14 +277,6 @@ PLANTED = {
         "merge_monoid",
         SMALL,
     ),
-    "sampled keys of the own block counted again": (
-        blocked_numpy,
-        "rectangle_attention",
-        "excluded=covered(blocks))",
-        "excluded=covered([]))",
-        "practical",
-        GAUSSIAN,
-    ),
 }
 
 SOFTMAX = blocked_numpy.RunningSoftmax
@@ -284,12 +284,20 @@ ARITHMETIC = {
     # bug: (owner, function, sound source, planted source)
     "running sums not rescaled": (SOFTMAX, "_fold", "* decay[:, None]", ""),
     "running total not rescaled": (SOFTMAX, "_fold", "self.total[rows] * decay", "self.total[rows]"),
-    "log-weights dropped": (SOFTMAX, "attend", "if log_weights is not None", "if False"),
-    "excluded pairs kept": (SOFTMAX, "attend", "if excluded is not None", "if False"),
+    "log-weights dropped": (SOFTMAX, "tiles", "if log_weights is not None", "if False"),
+    "excluded pairs kept": (SOFTMAX, "tiles", "if excluded is not None", "if False"),
     "causal diagonal excluded": (blocked_numpy, "exact_head", "keys > rows[:, None]", "keys >= rows[:, None]"),
     "causal tile cut one key early": (blocked_numpy, "exact_head", "keys[: rows[-1] + 1]", "keys[: rows[-1]]"),
     "exact keys forgotten": (blocked_numpy, "rectangle_attention", "attend(every, rectangle.exact_keys)", "finish()"),
-    "earlier views not excluded": (blocked_numpy, "rectangle_attention", "covered(blocks[:u])", "covered([])"),
+    "earlier views not excluded": (blocked_numpy, "rectangle_attention", "rectangle.views[:u])", "[])"),
+    "own block counted again": (blocked_numpy, "rectangle_attention", "covered(rectangle, rectangle.views)", "None"),
+    "capped draws counted per tile only": (
+        blocked_numpy.BlockedNumpy,
+        "capped_sums",
+        "n_capped[rows] +=",
+        "n_capped[rows] =",
+    ),
+    "caps not applied": (blocked_numpy.BlockedNumpy, "capped_sums", "np.minimum(logits, caps, out=logits)", "logits"),
     "merge without the maximum": (merge, "merge_attention", "np.where(np.isneginf(top), 0, top)", "np.zeros_like(top)"),
 }
 

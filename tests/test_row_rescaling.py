@@ -3,7 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperattention_ref.row_rescaling import PILOT_SIZE, pilot_log_row_sums
+from hyperattention_ref.row_rescaling import PILOT_SIZE, seen_log_row_sums, with_median
+
+
+def pilot_log_row_sums(log_a, mask, n_k):
+    return with_median(seen_log_row_sums(log_a, mask, n_k))
 
 
 @given(n_q=st.integers(1, 9), n_k=st.integers(1, 9), seed=st.integers(0, 99))
