@@ -1,8 +1,8 @@
 """Backends: interchangeable arithmetic for one interface.
 
 A backend is an object with the attributes of `Backend`. It makes no decision and draws no random number: everything of
-that kind is in the `Plan` it is given. `reference` and `numpy` are built in; other packages add theirs through the
-entry-point group `hyperattention_ref.backends` and prove them with `conformance.check_backend`.
+that kind is in the `Plan` it is given. `reference`, `numpy` and `numba` are built in; other packages add theirs through
+the entry-point group `hyperattention_ref.backends` and prove them with `conformance.check_backend`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ENTRY_POINT_GROUP = "hyperattention_ref.backends"
 _BUILT_IN = {
     "reference": "hyperattention_ref.backends.reference:Reference",
     "numpy": "hyperattention_ref.backends.blocked_numpy:BlockedNumpy",
+    "numba": "hyperattention_ref.backends.numba_cpu:NumbaCPU",
 }
 
 
@@ -106,11 +107,11 @@ def get_backend(name: str) -> Backend:
 def select(backend, query) -> Backend:
     """The backend that will run.
 
-    None picks by the kind of array: `numpy` for NumPy arrays and what NumPy converts. A name or an instance is obeyed
+    None picks by the kind of array: `numba` for NumPy arrays and what NumPy converts. A name or an instance is obeyed
     or refused; there is no fallback.
     """
     if backend is None:
-        return get_backend("numpy")
+        return get_backend("numba")
     if isinstance(backend, str):
         return get_backend(backend)
     if isinstance(backend, Backend) and not isinstance(backend, type):

@@ -349,7 +349,8 @@ def logits_evaluated(n, is_causal, monkeypatch):
 
     monkeypatch.setattr(blocked_numpy.RunningSoftmax, "_fold", counting)
     q, k, v = problem(n, n, d=2, d_v=1, dtype=np.float32)
-    hyper_attention(q, k, v, is_causal=is_causal, block_size=16, sample_size=16, min_seq_len=16, rng=0)
+    sizes = {"block_size": 16, "sample_size": 16, "min_seq_len": 16}
+    hyper_attention(q, k, v, is_causal=is_causal, **sizes, rng=0, backend="numpy")
     monkeypatch.undo()
     return sum(counted)
 

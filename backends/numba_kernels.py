@@ -1,0 +1,904 @@
+"""The compiled kernels of the Numba backend.
+
+Design. A tile is up to `LANES` queries, and a lane of a vector is a query: the tile's queries, logits and running sums
+are kept transposed, (d, lanes), (keys, lanes) and (d_v, lanes), so that a maximum or a sum over keys runs down the
+lanes and no vector is ever reduced within itself. Everything stays in cache: the tile of logits is `STEP` x `LANES`.
+
+- `multiply` is the only matrix product: C (rows x lanes) += A B in register blocks of vectors.
+- Every key goes the same way into the state of its queries: `dot` makes logits, what does not count is hidden, `fold`
+  takes the maximum, the exponentials and the sums. Exact attention, blocks, exact keys, sampled keys and causal leaves
+  differ in which keys these are.
+- Logits are in base 2: the queries are multiplied by scale * log2(e), and `exp2` is a polynomial.
+- The state (sums, top, total) of a query is normalised when its last part is in. To take it up again *is* the merge.
+- A `hidden` logit, and the top of a query that has met `nothing`, are finite, so that no difference is ever NaN.
+
+Every kernel works on a range of tiles and writes rows of its own: any split over threads gives the same bits. All of
+them stand in one file because Numba's cache looks at the file of the outermost function only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import config, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+LANES = 64
+"""Queries in a tile: four vectors of AVX-512 in float32."""
+STEP = 128
+"""Keys in a tile of logits, which is 32 kB in float32; sums over one step are added to those so far."""
+GROUP = 512
+"""Queries that share one gathering of their blocks' keys, and keys gathered at a time, at most."""
+AHEAD = 8
+"""How many rows ahead memory is asked for, where rows are read in a permuted order."""
+LN_2 = math.log(2)
+
+_FAST = {"contract", "nsz"}  # no more: "nnan", "ninf" and "reassoc" would let the compiler remove what guards exp2
+_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+kernel = njit(cache=True, **_OPTIONS)  # what the backend calls; everything else becomes part of these
+compiled = njit(**_OPTIONS)
+vectorised = njit(fastmath=_FAST, **_OPTIONS)
+
+
+def instruction_set() -> tuple[int, bool]:
+    """Bytes in a vector and whether it multiplies and adds in one instruction, on the CPU that Numba compiles for.
+
+    NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another one; they are part of the key of Numba's cache.
+    """
+    if config.CPU_FEATURES is None:
+        features = {name for name, is_there in llvm.get_host_cpu_features().items() if is_there}
+    else:
+        features = {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+    if not llvm.get_default_triple().startswith(("x86", "i686")):
+        return 16, True
+    fused = "fma" in features
+    return 64 if "avx512f" in features and fused else 32 if "avx" in features else 16, fused
+
+
+VECTOR_BYTES, IS_FUSED = instruction_set()
+ROWS = 4
+VECTORS = 4 if VECTOR_BYTES == 64 else 2  # ROWS x VECTORS accumulators and their operands fit the 32 or 16 registers
+
+
+# --- The matrix product ----------------------------------------------------------------------------------------------
+
+
+def _register_block(rows: int, vectors: int):
+    """C[r, lane] = [decay[lane] C[r, lane] +] sum over t < n_terms of A[r, t] B[t, lane].
+
+    For `rows` rows and `vectors` vectors of lanes; the bracket only if `is_added`. Each array comes with the offset of
+    its first entry and its strides, counted in entries. The sums stay in registers over the whole loop, and what C held
+    is added last: sums of sums, whose rounding grows more slowly. n_terms is at least 1.
+    """
+
+    @intrinsic
+    def block(_, a, a0, a_row, a_term, b, lane, b_term, c, c0, c_row, n_terms, is_added, decay):
+        def generate(context, builder, signature, args):
+            return _generate_block(rows, vectors, context, builder, signature, args)
+
+        integer = types.intp
+        matrices = a, *[integer] * 3, b, *[integer] * 2, c, *[integer] * 2
+        return types.void(*matrices, integer, types.boolean, decay), generate
+
+    return block
+
+
+def _generate_block(rows, vectors, context, builder, signature, args):
+    """LLVM code of `_register_block`."""
+    a0, a_row, a_term, lane0, b_term, c0, c_row, n_terms, is_added = (args[i] for i in (1, 2, 3, 5, 6, 8, 9, 10, 11))
+    a, b, c, decay = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4, 7, 12))
+    bits = signature.args[7].dtype.bitwidth
+    width = 8 * VECTOR_BYTES // bits
+    index, number = ir.IntType(64), ir.IntType(32)
+    vector = ir.VectorType(context.get_value_type(signature.args[7].dtype), width)
+    fma = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{width}f{bits}"
+    )
+
+    def at(start, *steps):
+        """`start` plus count x stride for each of `steps`."""
+        for count, stride in steps:
+            count = ir.Constant(index, count) if isinstance(count, int) else count
+            start = builder.add(start, builder.mul(count, stride))
+        return start
+
+    def pointer(base, offset):
+        return builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
+
+    def lanes(base, offset, w):
+        """Vector number w from an offset on."""
+        return pointer(base, builder.add(offset, ir.Constant(index, w * width)))
+
+    def load(place):
+        x = builder.load(place)
+        x.align = bits // 8
+        return x
+
+    def spread(x):
+        x = builder.insert_element(ir.Constant(vector, ir.Undefined), x, ir.Constant(number, 0))
+        return builder.shuffle_vector(x, x, ir.Constant(ir.VectorType(number, width), [0] * width))
+
+    def multiply_add(x, y, z):
+        return builder.call(fma, [x, y, z]) if IS_FUSED else builder.fadd(builder.fmul(x, y), z)
+
+    places = [(r, w) for r in range(rows) for w in range(vectors)]
+    c_at = {(r, w): lanes(c, at(c0, (r, c_row)), w) for r, w in places}
+    start = builder.block
+    loop, add, keep, end = (builder.append_basic_block(name) for name in ("loop", "add", "keep", "end"))
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    t = builder.phi(index)
+    sums = {place: builder.phi(vector) for place in places}
+    b_t = [load(lanes(b, at(lane0, (t, b_term)), w)) for w in range(vectors)]
+    a_t = [spread(builder.load(builder.gep(a, [at(a0, (r, a_row), (t, a_term))]))) for r in range(rows)]
+    updated = {(r, w): multiply_add(a_t[r], b_t[w], sums[r, w]) for r, w in places}
+    next_t = builder.add(t, ir.Constant(index, 1))
+    t.add_incoming(ir.Constant(index, 0), start)
+    t.add_incoming(next_t, loop)
+    for place in places:
+        sums[place].add_incoming(ir.Constant(vector, [0.0] * width), start)
+        sums[place].add_incoming(updated[place], loop)
+    builder.cbranch(builder.icmp_signed("<", next_t, n_terms), loop, end)
+    builder.position_at_end(end)
+    builder.cbranch(is_added, add, keep)
+    builder.position_at_end(add)
+    factors = [load(lanes(decay, lane0, w)) for w in range(vectors)]
+    for r, w in places:
+        builder.store(multiply_add(load(c_at[r, w]), factors[w], updated[r, w]), c_at[r, w]).align = bits // 8
+    done = builder.append_basic_block("done")
+    builder.branch(done)
+    builder.position_at_end(keep)
+    for place in places:
+        builder.store(updated[place], c_at[place]).align = bits // 8
+    builder.branch(done)
+    builder.position_at_end(done)
+    return context.get_dummy_value()
+
+
+_block, _block_1 = _register_block(ROWS, VECTORS), _register_block(ROWS, 1)
+_row, _row_1 = _register_block(1, VECTORS), _register_block(1, 1)
+
+
+@compiled
+def multiply(a, a_row, a_term, n_rows, b, n_lanes, c, n_terms, is_added, decay):
+    """C (n_rows, n_lanes) = [C diag(decay) +] A B; A has the strides a_row and a_term, B and C are contiguous.
+
+    n_lanes is a multiple of 16, hence of every vector.
+    """
+    width = VECTOR_BYTES // c.itemsize
+    b_row, c_row = b.shape[1], c.shape[1]
+    whole_rows = n_rows // ROWS * ROWS
+    lane = 0
+    while lane < n_lanes:
+        is_wide = n_lanes - lane >= VECTORS * width
+        for r in range(0, whole_rows, ROWS):
+            at_a, at_c = r * a_row, r * c_row + lane
+            if is_wide:
+                _block(a, at_a, a_row, a_term, b, lane, b_row, c, at_c, c_row, n_terms, is_added, decay)
+            else:
+                _block_1(a, at_a, a_row, a_term, b, lane, b_row, c, at_c, c_row, n_terms, is_added, decay)
+        for r in range(whole_rows, n_rows):
+            at_a, at_c = r * a_row, r * c_row + lane
+            if is_wide:
+                _row(a, at_a, a_row, a_term, b, lane, b_row, c, at_c, c_row, n_terms, is_added, decay)
+            else:
+                _row_1(a, at_a, a_row, a_term, b, lane, b_row, c, at_c, c_row, n_terms, is_added, decay)
+        lane += (VECTORS if is_wide else 1) * width
+
+
+# --- The exponential -------------------------------------------------------------------------------------------------
+
+
+def exp2(t):
+    """2^t for t <= 1, within 2 units in the last place; 0 below the smallest normal number, for -inf too.
+
+    Derived (page "numerics"): 2^t = 2^n p(f), n the nearest integer, f = t - n exactly; p is the polynomial of least
+    relative error on [-1/2, 1/2] with p(0) = 1, 2.6e-9 in float32 and 1.8e-17 in float64. Adding 1.5 2^23 (1.5 2^52)
+    rounds to an integer and leaves it in the last bits, from where a shift moves it to the exponent.
+    """
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(exp2, inline="always")
+def _exp2_of(t):
+    return _exp2_float32 if t == types.float32 else _exp2_float64
+
+
+def _exp2_float32(t):
+    f32, lowest, rounder = np.float32, np.float32(-126.0), np.float32(12582912.0)
+    u = t if t > lowest else lowest
+    n = f32(u + rounder)
+    f = u - (n - rounder)
+    p = f32(0.00961769297299) + f * (f32(0.00134066439024) + f * f32(0.000155946781613))
+    p = f32(0.693147214968) + f * (f32(0.240226527829) + f * (f32(0.0555031055101) + f * p))
+    power = np.int32(f32(f32(1.0) + f * p).view(np.int32) + np.int32(n.view(np.int32) << np.int32(23)))
+    return power.view(np.float32) if t >= lowest else f32(0.0)
+
+
+def _exp2_float64(t):
+    lowest, rounder = -1022.0, 6755399441055744.0
+    u = t if t > lowest else lowest
+    n = np.float64(u + rounder)
+    f = u - (n - rounder)
+    p = 1.018064765923413888846e-7 + f * (7.072570412814423509578e-9 + f * 4.078071929588336665004e-10)
+    p = 0.00001525272738519386819689 + f * (0.000001321544267532982214324 + f * p)
+    p = 0.001333355815343996474705 + f * (0.000154035304415721303297 + f * p)
+    p = 0.05550410866479039455165 + f * (0.009618129107607002379584 + f * p)
+    p = 0.6931471805599456967506 + f * (0.2402265069591009800657 + f * p)
+    power = np.int64(np.float64(1.0 + f * p).view(np.int64) + np.int64(n.view(np.int64) << np.int64(52)))
+    return power.view(np.float64) if t >= lowest else 0.0
+
+
+# --- Tiles -----------------------------------------------------------------------------------------------------------
+
+
+def nothing(x):
+    """The largest logit of a query that has met no key, of the type of the array `x`: below every real logit.
+
+    The door lets logits, and log-weights, up to a quarter of the largest number pass; in base 2 they stay below 0.37 of
+    it, and their sum above -0.74 of it.
+    """
+    raise NotImplementedError("for compiled code only")
+
+
+def hidden(x):
+    """The logit of a pair that does not count, of the type of the array `x`: its distance to `nothing` has exp2 = 0."""
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(nothing, inline="always")
+def _nothing_of(x):
+    return _constant(-0.77, x)
+
+
+@overload(hidden, inline="always")
+def _hidden_of(x):
+    return _constant(-0.97, x)
+
+
+def _constant(share, x):
+    dtype = np.dtype(str(x.dtype))
+    constant = dtype.type(share * float(np.finfo(dtype).max))
+    return lambda x: constant
+
+
+class Tile(NamedTuple):
+    """The working memory of a thread. Lanes are queries where rows of P are summed, keys where columns are.
+
+    Each vector is an array of its own: the compiler would take two rows of one array for overlapping.
+
+    Attributes
+    ----------
+    columns : (d, LANES) the queries, or keys, transposed and multiplied by scale log2(e).
+    logits : (STEP, LANES) in base 2, then weights.
+    sums : (d_v, LANES) weighted sums of values, relative to 2^top.
+    top, total : (LANES,) the largest logit so far and the sum of weights, relative to 2^top.
+    part, decay : (LANES,) the sum over one step, and the factor by which it makes former sums shrink.
+    blocks : (views, LANES) int32 block numbers of the queries.
+    """
+
+    columns: np.ndarray
+    logits: np.ndarray
+    sums: np.ndarray
+    top: np.ndarray
+    total: np.ndarray
+    part: np.ndarray
+    decay: np.ndarray
+    blocks: np.ndarray
+
+
+class State(NamedTuple):
+    """What is known of queries between two parts, in memory: sums (n_q, d_v), top and total (n_q,), as in a Tile.
+
+    In the end `out` holds the attention and `top` the log-sum-exps.
+    """
+
+    out: np.ndarray
+    top: np.ndarray
+    total: np.ndarray
+
+
+class Mask(NamedTuple):
+    """Marked pairs: equal block numbers in some view, or an exact key, or an entry of a dense mask.
+
+    `query_blocks` (views, n_q) and `key_blocks` (views, n_k) int32, `is_exact` (n_k,), `dense` (n_q, n_k) or (0, 0).
+    """
+
+    query_blocks: np.ndarray
+    key_blocks: np.ndarray
+    is_exact: np.ndarray
+    dense: np.ndarray
+
+
+class Shared(NamedTuple):
+    """Keys that all queries of a rectangle meet: the exact keys and the sampled keys that are not exact.
+
+    Gathered `keys` and `values`, `log_weights` in base 2, `blocks` (views, .) int32, -1 in those of the exact keys.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    log_weights: np.ndarray
+    blocks: np.ndarray
+
+
+@compiled
+def new_tile(d, d_v, n_views, like):
+    """Memory for tiles of the type of `like`."""
+    dtype = like.dtype
+    columns, logits, sums = np.empty((d, LANES), dtype), np.empty((STEP, LANES), dtype), np.empty((d_v, LANES), dtype)
+    top, total = np.empty(LANES, dtype), np.empty(LANES, dtype)
+    part, decay = np.empty(LANES, dtype), np.empty(LANES, dtype)
+    return Tile(columns, logits, sums, top, total, part, decay, np.empty((n_views, LANES), np.int32))
+
+
+@compiled
+def padded(n):
+    """`n` lanes rounded up to whole vectors of every type."""
+    return (n + 15) // 16 * 16
+
+
+@intrinsic
+def _prefetch(_, x, offset):
+    """Ask for the cache line of an entry of the array x, in flat order."""
+
+    def generate(context, builder, signature, args):
+        place = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(prefetch, [builder.bitcast(place, byte), *(ir.Constant(flag, x) for x in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), generate
+
+
+@compiled
+def ask_for(x, rows, i):
+    """Prefetch the row of the matrix x that is needed AHEAD of entry i of `rows`."""
+    if i + AHEAD < rows.size:
+        d = x.shape[1]
+        for e in range(0, d, 64 // x.itemsize):
+            _prefetch(x, rows[i + AHEAD] * d + e)
+
+
+@compiled
+def gather(x, rows, out):
+    """out[:rows.size] = x[rows]."""
+    for i in range(rows.size):
+        ask_for(x, rows, i)
+        source, target = x[rows[i]], out[i]
+        for e in range(x.shape[1]):
+            target[e] = source[e]
+
+
+@compiled
+def load_columns(tile, x, rows, factor):
+    """Columns of the tile = factor * x[rows] transposed, zero in the lanes that are left."""
+    columns = tile.columns
+    for lane in range(rows.size):
+        ask_for(x, rows, lane)
+        row = x[rows[lane]]
+        for e in range(x.shape[1]):
+            columns[e, lane] = row[e] * factor
+    columns[:, rows.size : padded(rows.size)] = 0
+
+
+@compiled
+def load_blocks(tile, query_blocks, rows):
+    """Block numbers of the tile's queries; -2, which is nobody's, in the lanes that are left."""
+    for view in range(query_blocks.shape[0]):
+        for lane in range(rows.size):
+            tile.blocks[view, lane] = query_blocks[view, rows[lane]]
+        tile.blocks[view, rows.size :] = -2
+
+
+@compiled
+def dot(tile, x, n, lanes):
+    """Logits of the first n rows of x with the columns of the tile."""
+    d = x.shape[1]
+    multiply(x, d, 1, n, tile.columns, lanes, tile.logits, d, False, tile.decay)  # decay is not read
+
+
+# --- The running softmax ---------------------------------------------------------------------------------------------
+
+
+@vectorised
+def _raise_top(logits, n, lanes, top):
+    """top = max(top, the largest logit of each lane)."""
+    for j in range(n):
+        row = logits[j]
+        for lane in range(lanes):
+            x, y = row[lane], top[lane]
+            top[lane] = x if x > y else y
+
+
+@vectorised
+def _exponentials(logits, n, lanes, top, part):
+    """Logits become weights 2^(logit - top); `part` becomes their sums."""
+    part[:lanes] = 0
+    for j in range(n):
+        row = logits[j]
+        for lane in range(lanes):
+            weight = exp2(row[lane] - top[lane])
+            row[lane] = weight
+            part[lane] += weight
+
+
+@vectorised
+def _add_part(total, part, lanes, top, decay):
+    """On entry decay holds the former tops; afterwards the factor that each former sum shrinks by."""
+    for lane in range(lanes):
+        decay[lane] = exp2(decay[lane] - top[lane])
+        total[lane] = total[lane] * decay[lane] + part[lane]
+
+
+@compiled
+def weigh(tile, n, lanes):
+    """A step of the running softmax: logits become weights, relative to the largest logit so far."""
+    tile.decay[:lanes] = tile.top[:lanes]
+    _raise_top(tile.logits, n, lanes, tile.top)
+    _exponentials(tile.logits, n, lanes, tile.top, tile.part)
+    _add_part(tile.total, tile.part, lanes, tile.top, tile.decay)
+
+
+@compiled
+def fold(tile, values, n, lanes):
+    """Fold n logits and the rows of `values` that belong to them into the state of the tile."""
+    weigh(tile, n, lanes)
+    d_v = values.shape[1]
+    multiply(values, 1, d_v, d_v, tile.logits, lanes, tile.sums, n, True, tile.decay)
+
+
+@compiled
+def take_up(tile, state, rows, is_new):
+    """The state of some queries: from memory, or that of queries which have met nothing."""
+    tile.top[:], tile.total[:], tile.sums[:] = nothing(tile.top), 0, 0
+    if is_new:
+        return
+    for lane in range(rows.size):
+        ask_for(state.out, rows, lane)
+        i = rows[lane]
+        tile.top[lane], tile.total[lane] = state.top[i], state.total[i]
+        row = state.out[i]
+        for e in range(row.size):
+            tile.sums[e, lane] = row[e]
+
+
+@compiled
+def lay_down(tile, state, rows, is_final):
+    """Write the state of some queries to memory; after their last part as output and natural log-sum-exp."""
+    for lane in range(rows.size):
+        ask_for(state.out, rows, lane)
+        i, top, total = rows[lane], tile.top[lane], tile.total[lane]
+        factor = tile.total.dtype.type(1)
+        if not is_final:
+            state.top[i], state.total[i] = top, total
+        elif total > 0:
+            factor /= total
+            state.top[i] = (top + np.log2(total)) * tile.total.dtype.type(LN_2)
+        else:
+            state.top[i] = -np.inf
+        row = state.out[i]
+        for e in range(row.size):
+            row[e] = tile.sums[e, lane] * factor
+
+
+# --- Pairs that do not count -----------------------------------------------------------------------------------------
+
+
+@vectorised
+def _set_equal(row, lanes, blocks, block, x):
+    for lane in range(lanes):
+        row[lane] = x if blocks[lane] == block else row[lane]
+
+
+@vectorised
+def _set_unequal(row, lanes, blocks, block, x):
+    for lane in range(lanes):
+        row[lane] = row[lane] if blocks[lane] == block else x
+
+
+@compiled
+def set_marked(tile, n, lanes, mask, rows, first_key, x):
+    """logits[j, lane] = x where the mask marks key first_key + j for the query rows[lane]."""
+    for j in range(n):
+        key, row = first_key + j, tile.logits[j]
+        if mask.is_exact[key]:
+            row[:lanes] = x
+        for view in range(mask.key_blocks.shape[0]):
+            _set_equal(row, lanes, tile.blocks[view], mask.key_blocks[view, key], x)
+        if mask.dense.size > 0:
+            for lane in range(rows.size):
+                if mask.dense[rows[lane], key]:
+                    row[lane] = x
+
+
+@compiled
+def hide_future(logits, n, rows, first_key):
+    """Hide keys after their query: lanes are the queries `rows`, in rising order, logits[j] is of key first_key + j."""
+    for j in range(max(0, rows[0] + 1 - first_key), n):
+        for lane in range(rows.size):
+            if rows[lane] < first_key + j:
+                logits[j, lane] = hidden(logits)
+
+
+@compiled
+def hide_past(logits, n, lanes, first_key, first_query):
+    """Hide keys after their query: lanes are the keys from first_key on, logits[i] is of query first_query + i."""
+    for i in range(min(n, max(0, first_key + lanes - 1 - first_query))):
+        for lane in range(max(0, first_query + i + 1 - first_key), lanes):
+            logits[i, lane] = hidden(logits)
+
+
+# --- Attention -------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def exact_rows(q, k, v, first_row, stop_row, first_key, factor, is_causal, is_final, state):
+    """Attention of some queries to the keys from first_key on: to all of them, or to those not after the query."""
+    tile = new_tile(q.shape[1], v.shape[1], 0, q)
+    for first in range(first_row, stop_row, LANES):
+        rows = np.arange(first, min(first + LANES, stop_row))
+        lanes = padded(rows.size)
+        load_columns(tile, q, rows, factor)
+        take_up(tile, state, rows, True)
+        stop_key = rows[-1] + 1 if is_causal else k.shape[0]
+        for key in range(first_key, stop_key, STEP):
+            n = min(STEP, stop_key - key)
+            dot(tile, k[key:], n, lanes)
+            if is_causal:
+                hide_future(tile.logits, n, rows, key)
+            fold(tile, v[key:], n, lanes)
+        lay_down(tile, state, rows, is_final)
+
+
+@kernel
+def make_groups(query_offsets, key_offsets):
+    """Cut the blocks of a view into groups (first query, stop query, first key, stop key, blocks) of sorted positions.
+
+    A group shares one gathering of its keys. Blocks of more than GROUP queries are cut; small neighbours are put
+    together, as long as they fill no more than one tile.
+    """
+    n_blocks = query_offsets.size - 1
+    groups = np.empty((n_blocks + query_offsets[-1] // GROUP + 1, 5), np.int64)
+    n, block = 0, 0
+    while block < n_blocks:
+        stop = block + 1
+        while (
+            stop < n_blocks
+            and query_offsets[stop + 1] - query_offsets[block] <= LANES
+            and key_offsets[stop + 1] - key_offsets[block] <= STEP
+        ):
+            stop += 1
+        for first in range(query_offsets[block], query_offsets[stop], GROUP):
+            groups[n, 0], groups[n, 1] = first, min(first + GROUP, query_offsets[stop])
+            groups[n, 2], groups[n, 3], groups[n, 4] = key_offsets[block], key_offsets[stop], stop - block
+            n += 1
+        block = stop
+    return groups[:n]
+
+
+@compiled
+def attend_block(tile, keys, values, chosen, mask, view, is_mixed, lanes):
+    """Fold the gathered keys `chosen` of one or several blocks of a view, less the pairs that earlier views hold."""
+    for start in range(0, chosen.size, STEP):
+        n = min(STEP, chosen.size - start)
+        dot(tile, keys[start:], n, lanes)
+        for j in range(n):
+            row, key = tile.logits[j], chosen[start + j]
+            if is_mixed:
+                _set_unequal(row, lanes, tile.blocks[view], mask.key_blocks[view, key], hidden(row))
+            for earlier in range(view):
+                _set_equal(row, lanes, tile.blocks[earlier], mask.key_blocks[earlier, key], hidden(row))
+        fold(tile, values[start:], n, lanes)
+
+
+@vectorised
+def _add_weight(row, lanes, log_weight):
+    for lane in range(lanes):
+        row[lane] += log_weight
+
+
+@compiled
+def attend_shared(tile, shared, lanes):
+    """Fold the shared keys, less the pairs that some view holds."""
+    for start in range(0, shared.keys.shape[0], STEP):
+        n = min(STEP, shared.keys.shape[0] - start)
+        dot(tile, shared.keys[start:], n, lanes)
+        for j in range(n):
+            row = tile.logits[j]
+            _add_weight(row, lanes, shared.log_weights[start + j])
+            for view in range(shared.blocks.shape[0]):
+                _set_equal(row, lanes, tile.blocks[view], shared.blocks[view, start + j], hidden(row))
+        fold(tile, shared.values[start:], n, lanes)
+
+
+@kernel
+def view_rows(q, k, v, factor, groups, query_order, key_order, view, mask, shared, is_new, is_final, state):
+    """Attention of the queries of some groups of a view to the keys of their blocks, then to the shared keys.
+
+    All arrays are a rectangle's; `query_order` and `key_order` are those of view number `view`. Exact keys are shared,
+    and skipped in blocks. With every view but the last `shared` is empty. `is_new`: no part of these queries came
+    before; `is_final`: none follows.
+    """
+    tile = new_tile(q.shape[1], v.shape[1], mask.query_blocks.shape[0], q)
+    keys, values = np.empty((GROUP, k.shape[1]), q.dtype), np.empty((GROUP, v.shape[1]), q.dtype)
+    chosen = np.empty(GROUP, np.int64)
+    for g in range(groups.shape[0]):
+        key, stop_key, is_mixed, is_first = groups[g, 2], groups[g, 3], groups[g, 4] > 1, True
+        while is_first or key < stop_key:
+            n = 0
+            while key < stop_key and n < GROUP:
+                chosen[n] = key_order[key]
+                n += not mask.is_exact[key_order[key]]
+                key += 1
+            gather(k, chosen[:n], keys)
+            gather(v, chosen[:n], values)
+            is_last = key == stop_key
+            for first in range(groups[g, 0], groups[g, 1], LANES):
+                rows = query_order[first : min(first + LANES, groups[g, 1])]
+                lanes = padded(rows.size)
+                load_columns(tile, q, rows, factor)
+                load_blocks(tile, mask.query_blocks, rows)
+                take_up(tile, state, rows, is_new and is_first)
+                attend_block(tile, keys, values, chosen[:n], mask, view, is_mixed, lanes)
+                if is_last:
+                    attend_shared(tile, shared, lanes)
+                lay_down(tile, state, rows, is_last and is_final)
+            is_first = False
+
+
+@kernel
+def finish_rows(first_row, stop_row, state):
+    """From states to outputs and log-sum-exps, where it was not known beforehand which part is the last."""
+    tile = new_tile(1, state.out.shape[1], 0, state.out)
+    for first in range(first_row, stop_row, LANES):
+        rows = np.arange(first, min(first + LANES, stop_row))
+        take_up(tile, state, rows, False)
+        lay_down(tile, state, rows, True)
+
+
+# --- Sums over rows --------------------------------------------------------------------------------------------------
+
+
+class RowSums(NamedTuple):
+    """For each query, in base 2: the least and the largest logit, and sums relative to 2^top.
+
+    `total` of weights, `moment` of weights times (logit - top), `outside` of weights outside the mask; all (n_q,).
+    """
+
+    least: np.ndarray
+    top: np.ndarray
+    total: np.ndarray
+    moment: np.ndarray
+    outside: np.ndarray
+
+
+@vectorised
+def _extend_range(logits, n, lanes, least, top):
+    """least and top take in the logits that are not hidden."""
+    for j in range(n):
+        row = logits[j]
+        for lane in range(lanes):
+            x = row[lane]
+            low, high = least[lane], top[lane]
+            least[lane] = x if x > nothing(row) and x < low else low
+            top[lane] = x if x > high else high
+
+
+@vectorised
+def _weigh_moments(logits, n, lanes, top, part, moment):
+    """As `_exponentials`; `moment` becomes the sums of weight x (logit - top)."""
+    part[:lanes] = 0
+    moment[:lanes] = 0
+    for j in range(n):
+        row = logits[j]
+        for lane in range(lanes):
+            x = row[lane] - top[lane]
+            weight = exp2(x)
+            row[lane] = weight
+            part[lane] += weight
+            moment[lane] += weight * max(x, row.dtype.type(-2000))  # where the weight is 0, so must the product be
+
+
+@vectorised
+def _add_moments(lanes, top, decay, total, part, moment, part_moment):
+    """As `_add_part`; `moment` is relative to the largest logit in both factors."""
+    for lane in range(lanes):
+        fall = max(decay[lane] - top[lane], top.dtype.type(-2000))
+        decay[lane] = exp2(fall)
+        moment[lane] = decay[lane] * (moment[lane] + fall * total[lane]) + part_moment[lane]
+        total[lane] = decay[lane] * total[lane] + part[lane]
+
+
+@vectorised
+def _add_rows(weights, n, lanes, part, total, decay):
+    """total = decay total + the sums of `weights`."""
+    part[:lanes] = 0
+    for j in range(n):
+        row = weights[j]
+        for lane in range(lanes):
+            part[lane] += row[lane]
+    for lane in range(lanes):
+        total[lane] = decay[lane] * total[lane] + part[lane]
+
+
+@kernel
+def row_sums(q, k, factor, order, is_causal, mask, has_mask, is_mask_hidden, sums):
+    """RowSums of the queries `order`, which rise. With `is_mask_hidden` marked pairs are as if they did not exist."""
+    tile = new_tile(q.shape[1], 1, mask.query_blocks.shape[0], q)
+    least, moment, outside = np.empty(LANES, q.dtype), np.empty(LANES, q.dtype), np.empty(LANES, q.dtype)
+    part_moment, logits, zero = np.empty(LANES, q.dtype), tile.logits, q.dtype.type(0)
+    for first in range(0, order.size, LANES):
+        rows = order[first : first + LANES]
+        lanes = padded(rows.size)
+        load_columns(tile, q, rows, factor)
+        load_blocks(tile, mask.query_blocks, rows)
+        least[:], tile.top[:], tile.total[:], moment[:], outside[:] = -nothing(least), nothing(least), 0, 0, 0
+        stop_key = rows[-1] + 1 if is_causal else k.shape[0]
+        for key in range(0, stop_key, STEP):
+            n = min(STEP, stop_key - key)
+            dot(tile, k[key:], n, lanes)
+            if is_causal:
+                hide_future(logits, n, rows, key)
+            if is_mask_hidden:
+                set_marked(tile, n, lanes, mask, rows, key, hidden(logits))
+            tile.decay[:] = tile.top
+            _extend_range(logits, n, lanes, least, tile.top)
+            _weigh_moments(logits, n, lanes, tile.top, tile.part, part_moment)
+            _add_moments(lanes, tile.top, tile.decay, tile.total, tile.part, moment, part_moment)
+            if has_mask:
+                set_marked(tile, n, lanes, mask, rows, key, zero)
+                _add_rows(logits, n, lanes, tile.part, outside, tile.decay)
+        for lane in range(rows.size):
+            i = rows[lane]
+            sums.least[i], sums.top[i], sums.total[i] = least[lane], tile.top[lane], tile.total[lane]
+            sums.moment[i], sums.outside[i] = moment[lane], outside[lane]
+
+
+@vectorised
+def _cap(logits, n, lanes, caps, n_capped):
+    for j in range(n):
+        row = logits[j]
+        for lane in range(lanes):
+            n_capped[lane] += row[lane] > caps[lane]
+            row[lane] = min(row[lane], caps[lane])
+
+
+@kernel
+def capped_rows(q, sampled, factor, first_row, stop_row, mask, caps, top_of, total_of, n_capped_of):
+    """Sums of min(2^logit, 2^cap) over the sampled keys outside the mask, relative to the largest; and what was capped.
+
+    The mask has the columns of the sampled keys, in their order.
+    """
+    tile = new_tile(q.shape[1], 1, mask.query_blocks.shape[0], q)
+    cap, n_capped = np.zeros(LANES, q.dtype), np.empty(LANES, np.int64)
+    for first in range(first_row, stop_row, LANES):
+        rows = np.arange(first, min(first + LANES, stop_row))
+        lanes = padded(rows.size)
+        load_columns(tile, q, rows, factor)
+        load_blocks(tile, mask.query_blocks, rows)
+        tile.top[:], tile.total[:], n_capped[:] = nothing(cap), 0, 0
+        cap[: rows.size] = caps[first : first + rows.size]
+        for key in range(0, sampled.shape[0], STEP):
+            n = min(STEP, sampled.shape[0] - key)
+            dot(tile, sampled[key:], n, lanes)
+            set_marked(tile, n, lanes, mask, rows, key, hidden(cap))
+            _cap(tile.logits, n, lanes, cap, n_capped)
+            weigh(tile, n, lanes)
+        for lane in range(rows.size):
+            i = rows[lane]
+            top_of[i], total_of[i], n_capped_of[i] = tile.top[lane], tile.total[lane], n_capped[lane]
+
+
+# --- Sums over columns -----------------------------------------------------------------------------------------------
+
+
+@vectorised
+def _probabilities(logits, n, lanes, top, share):
+    """Logits, one query a row, become probabilities 2^(logit - top) share."""
+    for i in range(n):
+        row, highest, factor = logits[i], top[i], share[i]
+        for lane in range(lanes):
+            row[lane] = exp2(row[lane] - highest) * factor
+
+
+@vectorised
+def _add_squares(p, n, lanes, total, squares):
+    for i in range(n):
+        row = p[i]
+        for lane in range(lanes):
+            x = row[lane]
+            total[lane] += x
+            squares[lane] += x * x
+
+
+@kernel
+def column_sums(q, k, factor, first_key, stop_key, is_causal, top, share, sums, squares):
+    """Sums of P_ij and of P_ij^2 over the queries i, for some keys j; P_ij = 2^(logit - top_i) share_i.
+
+    Each step is summed in the working type, the steps in float64.
+    """
+    tile = new_tile(q.shape[1], 1, 0, q)
+    column, square = tile.total, tile.part
+    for key in range(first_key, stop_key, LANES):
+        rows = np.arange(key, min(key + LANES, stop_key))
+        lanes = padded(rows.size)
+        load_columns(tile, k, rows, factor)
+        sums[key : key + rows.size], squares[key : key + rows.size] = 0, 0
+        for query in range(key if is_causal else 0, q.shape[0], STEP):
+            n = min(STEP, q.shape[0] - query)
+            dot(tile, q[query:], n, lanes)
+            if is_causal:
+                hide_past(tile.logits, n, lanes, key, query)
+            _probabilities(tile.logits, n, lanes, top[query:], share[query:])
+            column[:], square[:] = 0, 0
+            _add_squares(tile.logits, n, lanes, column, square)
+            for lane in range(rows.size):
+                sums[key + lane] += column[lane]
+                squares[key + lane] += square[lane]
+
+
+@kernel
+def transposed_rows(q, k, y, factor, first_key, stop_key, is_causal, lse, share, out):
+    """Some rows of P^T y, P_ij = 2^(logit - lse_i) share_i."""
+    tile = new_tile(q.shape[1], y.shape[1], 0, q)
+    tile.decay[:] = 1
+    for key in range(first_key, stop_key, LANES):
+        rows = np.arange(key, min(key + LANES, stop_key))
+        lanes = padded(rows.size)
+        load_columns(tile, k, rows, factor)
+        tile.sums[:] = 0
+        for query in range(key if is_causal else 0, q.shape[0], STEP):
+            n = min(STEP, q.shape[0] - query)
+            dot(tile, q[query:], n, lanes)
+            if is_causal:
+                hide_past(tile.logits, n, lanes, key, query)
+            _probabilities(tile.logits, n, lanes, lse[query:], share[query:])
+            multiply(y[query:], 1, y.shape[1], y.shape[1], tile.logits, lanes, tile.sums, n, True, tile.decay)
+        for lane in range(rows.size):
+            for e in range(y.shape[1]):
+                out[key + lane, e] = tile.sums[e, lane]
+
+
+# --- Hash codes ------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _rescaled_dots(x, planes, row, dots):
+    """Products of one row with the planes after it was multiplied by a power of two that brings it near 1."""
+    _, exponent = math.frexp(np.abs(x).max())
+    factor = row.dtype.type(math.ldexp(1.0, min(-exponent, 126)))
+    for e in range(x.size):
+        row[0, e] = x[e] * factor
+    multiply(row, x.size, 1, 1, planes, dots.shape[1], dots, x.size, False, planes)  # no decay is read
+
+
+@kernel
+def hash_rows(x, planes, n_bits, first_row, stop_row, codes):
+    """Definition 1 for some rows; planes is (d, padded bits), a column for each bit, the first the most significant.
+
+    Where products may have left the range (all are tiny, or one is huge or NaN) the row is scaled first.
+    """
+    d, bits = planes.shape
+    dots, row = np.empty((LANES, bits), planes.dtype), np.empty((1, d), planes.dtype)
+    for first in range(first_row, stop_row, LANES):
+        n = min(LANES, stop_row - first)
+        multiply(x[first:], d, 1, n, planes, bits, dots, d, False, planes)  # no decay is read
+        for i in range(n):
+            largest = dots.dtype.type(0)
+            for b in range(n_bits):
+                largest = max(largest, abs(dots[i, b]))
+            if not 1e-20 < largest < 1e30:
+                _rescaled_dots(x[first + i], planes, row, dots[i : i + 1])
+            code, bit = np.int64(0), np.int64(0)
+            for b in range(n_bits):  # the rank in the Gray sequence: each bit is the exclusive or of all signs so far
+                bit ^= dots[i, b] > 0
+                code = 2 * code + bit
+            codes[first + i] = code
