@@ -1,4 +1,4 @@
-"""The command line: `hyperattention verify`, `measure`, `capture`, `backends`, `hyperattention --version`.
+"""The command line: `hyperattention verify`, `measure`, `capture`, `bench`, `backends`, `hyperattention --version`.
 
 The console script exists in every installation; its libraries come with the extra `report`, and nothing of them is
 imported before it is known that all are there.
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-NEEDED = ("typer", "rich", "matplotlib", "jinja2", "joblib")
+NEEDED = ("typer", "rich", "matplotlib", "jinja2", "joblib", "threadpoolctl")
 FULL, QUICK = (1024, 20), (256, 5)
 """n and trials where they are not given."""
 BAD_INPUT = (ValueError, TypeError, OSError, ImportError, MemoryError)
@@ -122,6 +122,7 @@ def app():
             raise typer.Exit(1)
 
     add_surveys(cli)
+    add_bench(cli)
     return cli
 
 
@@ -219,6 +220,94 @@ def add_surveys(cli) -> None:
                 print(f"{out}: {len(written)} heads of {len(written.layers)} layers, {tokens} tokens")
         except BAD_INPUT as error:
             _refuse(error)
+
+
+def add_bench(cli) -> None:
+    """The command that times."""
+    import typer
+
+    from hyperattention_ref.bench.cases import BenchSettings, available_cores
+
+    names = ("n", "heads", "dim", "block_size", "sample_size", "min_seq_len", "dtype", "repeats", "seconds", "seed")
+    usual = {name: getattr(BenchSettings, name) for name in names}
+    lengths = typer.Option("--n", help="Tokens; may be repeated. Default: " + ", ".join(map(str, usual["n"])) + ".")
+    engines = typer.Option(
+        "--backend", help="Backend; may be repeated. All is compared with the first. Default: numba."
+    )
+    rivals = typer.Option(help="Attention of other packages, separated by commas, or none; extra “bench”.")
+    kinds = typer.Option("--family", help="Inputs for error against time; may be repeated.")
+    values = typer.Option(help="Coordinates of a value; default as of a query.")
+    causal = typer.Option("--causal", help="Causal attention.")
+    leaf = typer.Option(help="Causal ranges up to this length are exact.")
+    patience = typer.Option(
+        help="A call stops at three runs, or where it is, once it has taken so many seconds in all."
+    )
+    batch = typer.Option(help="Heads, one as large as the other.")
+    size = typer.Option(help="Coordinates of a query.")
+    block = typer.Option(help="Keys in a block.")
+    samples = typer.Option(help="Sampled keys.")
+    floats = typer.Option(help="Type of the inputs: float32 or float64.")
+    runs = typer.Option(help="Timed runs of each call.")
+    start = typer.Option(help="Seed of everything random.")
+    sums = typer.Option("--measure", help="Also time the exact measures: α, κ and a step towards ‖P‖.")
+    cores = typer.Option(help="Threads of every library alike; default: all cores that may be used.")
+    folder = typer.Option(help="Folder of the results; a benchmark that was interrupted resumes there.")
+
+    @cli.command()
+    def bench(
+        n: Annotated[list[int] | None, lengths] = None,
+        heads: Annotated[int, batch] = usual["heads"],
+        dim: Annotated[int, size] = usual["dim"],
+        value_dim: Annotated[int | None, values] = None,
+        causal: Annotated[bool, causal] = False,
+        backend: Annotated[list[str] | None, engines] = None,
+        against: Annotated[str, rivals] = ",".join(BenchSettings.against),
+        family: Annotated[list[str] | None, kinds] = None,
+        block_size: Annotated[int, block] = usual["block_size"],
+        sample_size: Annotated[int, samples] = usual["sample_size"],
+        min_seq_len: Annotated[int, leaf] = usual["min_seq_len"],
+        dtype: Annotated[str, floats] = usual["dtype"],
+        repeats: Annotated[int, runs] = usual["repeats"],
+        seconds: Annotated[float, patience] = usual["seconds"],
+        measure: Annotated[bool, sums] = False,
+        threads: Annotated[int | None, cores] = None,
+        seed: Annotated[int, start] = usual["seed"],
+        out: Annotated[Path, folder] = Path("bench"),
+    ) -> None:
+        """Time HyperAttention on this machine beside exact attention and other packages, every answer checked first.
+
+        Exit code 1 when an answer is wrong; it is not timed.
+        """
+        from rich.console import Console
+
+        from hyperattention_ref.bench.console import run
+
+        console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
+        try:
+            settings = BenchSettings(
+                n=tuple(n or usual["n"]),
+                heads=heads,
+                dim=dim,
+                value_dim=value_dim,
+                is_causal=causal,
+                backends=tuple(backend or BenchSettings.backends),
+                against=() if against == "none" else tuple(name.strip() for name in against.split(",")),
+                families=tuple(family or BenchSettings.families),
+                block_size=block_size,
+                sample_size=sample_size,
+                min_seq_len=min_seq_len,
+                dtype=dtype,
+                repeats=repeats,
+                seconds=seconds,
+                measure=measure,
+                threads=available_cores() if threads is None else threads,
+                seed=seed,
+            )
+            is_right = run(out, settings, console)
+        except BAD_INPUT as error:
+            _refuse(error)
+        if not is_right:
+            raise typer.Exit(1)
 
 
 def _numbers(given: str | None) -> list[int] | None:

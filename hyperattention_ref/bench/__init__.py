@@ -1,0 +1,1 @@
+"""The benchmark: HyperAttention beside exact attention and other packages, on this machine. Needs the extra `bench`."""

@@ -1,0 +1,248 @@
+"""What `bench` compares: its settings, the inputs, and every contestant as a call without arguments."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hyperattention_ref import backends, inputs, synthetic
+from hyperattention_ref.attention import exact_attention, hyper_attention
+from hyperattention_ref.bench.rivals import RIVALS, missing, unsuited
+from hyperattention_ref.plan import Plan
+from hyperattention_ref.recipe import make_plan
+from hyperattention_ref.results import Result
+from hyperattention_ref.sample_data import load_sample_heads
+
+SAMPLE_HEADS = "sample_heads"
+FAMILIES = ("gaussian", "planted_clusters", SAMPLE_HEADS, "sphere", "cones", "sink", "flat", "low_rank")
+"""Synthetic families of any n and d, first the one on which calls are timed at every n; and the six real heads that
+ship with the package, 512 tokens and d = 32 whatever is asked."""
+DTYPES = ("float32", "float64")
+WHOLE, PLANNED, EXACT, RIVAL = "HyperAttention", "given a plan", "exact", "rival"
+"""Kinds of contestants: a backend's whole call, the same without making the plan, exact attention, and the rivals."""
+SWEEP_BUDGETS = (64, 128, 256, 512, 1024, 2048)
+"""Keys for each query of HyperAttention, half in its block and half sampled, where error is plotted against time."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BenchSettings(Result):
+    """What is measured, on what, and how often.
+
+    Attributes
+    ----------
+    n : lengths, in ascending order.
+    heads, dim, value_dim : shape of the inputs; `value_dim` None means `dim`.
+    is_causal : causal attention.
+    backends : names; everything is compared with HyperAttention of the first.
+    against : names of rivals, see `rivals.py`.
+    families : inputs on which error is measured against time, see FAMILIES.
+    block_size, sample_size, min_seq_len : of `hyper_attention`.
+    dtype : float32 or float64.
+    repeats : timed runs of each call.
+    seconds : once a call has taken so long in all, three runs must do.
+    measure : also time the exact measures that `hardness` is made of.
+    threads : for every library alike; by default the cores that this process may use.
+    seed : of everything random.
+    """
+
+    n: tuple[int, ...] = (4096, 16384, 32768)
+    heads: int = 1
+    dim: int = 64
+    value_dim: int | None = None
+    is_causal: bool = False
+    backends: tuple[str, ...] = ("numba",)
+    against: tuple[str, ...] = tuple(RIVALS)
+    families: tuple[str, ...] = FAMILIES[:3]
+    block_size: int = 256
+    sample_size: int = 256
+    min_seq_len: int = 4096
+    dtype: str = "float32"
+    repeats: int = 7
+    seconds: float = 10.0
+    measure: bool = False
+    threads: int = field(default_factory=lambda: available_cores())
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("heads", "dim", "block_size", "sample_size", "min_seq_len", "repeats"):
+            object.__setattr__(self, name, inputs.count(name, getattr(self, name)))
+        object.__setattr__(self, "n", tuple(sorted({inputs.count("n", n, least=2) for n in self.n})))
+        if self.value_dim is not None:
+            object.__setattr__(self, "value_dim", inputs.count("value_dim", self.value_dim))
+        object.__setattr__(self, "threads", inputs.count("threads", self.threads, most=available_cores()))
+        object.__setattr__(self, "seconds", inputs.positive("seconds", self.seconds))
+        object.__setattr__(self, "seed", inputs.count("seed", self.seed, least=0))
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        for name, known in (("against", tuple(RIVALS)), ("families", FAMILIES)):
+            given = getattr(self, name)
+            if unknown := [x for x in given if x not in known]:
+                raise ValueError(f"{name}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+            object.__setattr__(self, name, tuple(dict.fromkeys(given)))
+        object.__setattr__(self, "backends", tuple(dict.fromkeys(self.backends)))
+        if not (self.n and self.backends and self.families):
+            raise ValueError("nothing to time; give at least one n, one backend and one family")
+        for name in self.backends:
+            backends.get_backend(name)
+        if lacking := missing(self.against):
+            raise ValueError(lacking)
+
+    @property
+    def d_v(self) -> int:
+        """Coordinates of a value."""
+        return self.value_dim or self.dim
+
+    @property
+    def shown_n(self) -> int:
+        """The length at which error is plotted against time: the largest up to 16384, else the least.
+
+        A planted mask is dense, n^2 bytes.
+        """
+        return max((n for n in self.n if n <= 16384), default=min(self.n))
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Heads(NamedTuple):
+    """The inputs of one case: arrays `(heads, n, d)` and `(heads, n, d_v)`, and the scale of the logits."""
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    scale: float
+
+    @property
+    def n(self) -> int:
+        return self.query.shape[1]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.query, self.key, self.value
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(x.nbytes for x in self.arrays)
+
+
+def make_heads(settings: BenchSettings, family: str, n: int) -> Heads:
+    """Heads of one synthetic family, drawn independently; or the real ones."""
+    if family == SAMPLE_HEADS:
+        sample = load_sample_heads()
+        q, k, v = (np.stack([getattr(h, x) for h in sample]).astype(settings.dtype) for x in ("query", "key", "value"))
+        return Heads(q, k, v, sample[0].scale)
+    generate = getattr(synthetic, family)
+    streams = np.random.default_rng([settings.seed, n]).spawn(settings.heads)
+    problems = [generate(n, settings.dim, rng=rng, d_v=settings.d_v) for rng in streams]
+    q, k, v = (np.stack([getattr(p, x) for p in problems]).astype(settings.dtype) for x in ("query", "key", "value"))
+    return Heads(q, k, v, problems[0].scale)
+
+
+@dataclass(frozen=True, repr=False)
+class Contestant(Result):
+    """Something that is timed.
+
+    Attributes
+    ----------
+    engine : name of a backend or of a rival.
+    kind : one of WHOLE, PLANNED, EXACT and RIVAL.
+    budget : keys for each query, or what the rival's budget counts; None for the settings', or the rival's own.
+    """
+
+    engine: str
+    kind: str
+    budget: int | None = None
+
+    @property
+    def name(self) -> str:
+        name = RIVALS[self.engine].title if self.kind == RIVAL else f"{self.engine}: {self.kind}"
+        return name if self.budget is None else f"{name}, {self.budget}"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it claims to be attention without any approximation."""
+        return self.kind == EXACT or (self.kind == RIVAL and RIVALS[self.engine].budgets is None)
+
+    @property
+    def is_planned(self) -> bool:
+        return self.kind in (WHOLE, PLANNED)
+
+
+def contestants(settings: BenchSettings) -> list[Contestant]:
+    """Who is timed at every n: three calls of each backend, and the rivals that can do what is asked."""
+    ours = [Contestant(name, kind) for name in settings.backends for kind in (WHOLE, PLANNED, EXACT)]
+    return ours + [Contestant(name, RIVAL) for name in settings.against if name not in left_out(settings)]
+
+
+def sweep(settings: BenchSettings, n: int) -> list[Contestant]:
+    """Who is on the plot of error against time: every approximation at budgets up to n/2, and exact attention."""
+    most = n // 2
+    approximate = [Contestant(name, WHOLE, x) for name in settings.backends for x in SWEEP_BUDGETS if x <= most]
+    rivals = [name for name in settings.against if name not in left_out(settings)]
+    for name in rivals:
+        budgets = RIVALS[name].budgets or ()
+        approximate += [Contestant(name, RIVAL, x) for x in budgets if x * RIVALS[name].reach <= most]
+    exact = [Contestant(settings.backends[0], EXACT)]
+    return approximate + exact + [Contestant(name, RIVAL) for name in rivals if RIVALS[name].budgets is None]
+
+
+def left_out(settings: BenchSettings) -> dict[str, str]:
+    """The rivals that cannot do what is asked, with the reason."""
+    reasons = {name: unsuited(name, settings) for name in settings.against}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def with_budget(settings: BenchSettings, contestant: Contestant) -> BenchSettings:
+    """The settings with the contestant's budget of keys, half of it in blocks and half sampled."""
+    if contestant.budget is None:
+        return settings
+    return replace(settings, block_size=contestant.budget // 2, sample_size=contestant.budget // 2)
+
+
+def planned(settings: BenchSettings, heads: Heads, backend: str) -> Plan:
+    """The plan that the whole call makes from the same seed."""
+    return make_plan(heads.query, heads.key, backend=backend, **_decisions(settings), **_everyday(settings, heads))
+
+
+def prepare(contestant: Contestant, settings: BenchSettings, heads: Heads) -> Callable[[], np.ndarray]:
+    """The call to be timed; what is not part of it (a plan that is given, a rival's features) is made here."""
+    q, k, v, _ = heads
+    everyday = _everyday(settings, heads)
+    if contestant.kind == RIVAL:
+        rival = RIVALS[contestant.engine]
+        budget = contestant.budget or (rival.usual(settings.dim) if rival.budgets else None)
+        return rival.prepare(q, k, v, budget=budget, seed=settings.seed, **everyday)
+    everyday["backend"] = contestant.engine
+    if contestant.kind == EXACT:
+        return lambda: exact_attention(q, k, v, **everyday)
+    settings = with_budget(settings, contestant)
+    if contestant.kind == PLANNED:
+        plan = planned(settings, heads, contestant.engine)
+        return lambda: hyper_attention(q, k, v, plan=plan, **everyday)
+    return lambda: hyper_attention(q, k, v, **_decisions(settings), **everyday)
+
+
+def logits(contestant: Contestant, plan: Plan | None, heads: Heads, is_causal: bool) -> int | None:
+    """Logits that the call evaluates, from its plan or from the lengths; None for an approximation of others."""
+    if contestant.is_planned and plan is not None:
+        leaves = sum(math.comb(c - a + 1, 2) for head in plan.heads for a, c in head.leaves)
+        return leaves + sum(r.n_logits for head in plan.heads for r in head.rectangles)
+    if contestant.is_exact:
+        return len(heads.query) * (math.comb(heads.n + 1, 2) if is_causal else heads.n**2)
+    return None
+
+
+def _decisions(settings: BenchSettings) -> dict[str, Any]:
+    names = ("block_size", "sample_size", "min_seq_len")
+    return {name: getattr(settings, name) for name in names} | {"rng": settings.seed}
+
+
+def _everyday(settings: BenchSettings, heads: Heads) -> dict[str, Any]:
+    return {"scale": heads.scale, "is_causal": settings.is_causal}

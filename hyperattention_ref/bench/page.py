@@ -1,0 +1,29 @@
+"""The report of `bench` on disk: one HTML page that stands alone, plots as PNG files, everything as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hyperattention_ref.bench.figures import draw_figures
+from hyperattention_ref.bench.report import BenchReport, right, seconds, setting_words, wording
+from hyperattention_ref.bench.rivals import RIVALS
+from hyperattention_ref.bench.stages import STAGES
+from hyperattention_ref.bench.sums import PASSES
+from hyperattention_ref.reports.files import render, write_plots, write_whole
+
+
+def write_report(report: BenchReport, folder: Path) -> None:
+    """Write bench.json, the plots as PNG and report.html; every file appears whole or not at all.
+
+    Parameters
+    ----------
+    report : what to write.
+    folder : an existing directory; files of the same names are replaced.
+    """
+    text = json.dumps(report.to_dict(), ensure_ascii=False, allow_nan=False)
+    write_whole(folder / "bench.json", text.encode())
+    plots = write_plots(draw_figures(report), folder)
+    names = {"right": right, "seconds": seconds, "setting_words": setting_words, "wording": wording}
+    page = render("bench.html.j2", report=report, plots=plots, rivals=RIVALS, stages=STAGES, passes=PASSES, **names)
+    write_whole(folder / "report.html", page.encode())

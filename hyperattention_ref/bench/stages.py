@@ -1,0 +1,101 @@
+"""Where the time of a HyperAttention call goes, found through the public interface alone, for any backend.
+
+Every stage is a call or the difference of two calls on plans that hold a part of the whole plan. Differences can come
+out negative, where the noise is larger than the stage or where a backend does two things at once for less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from hyperattention_ref import backends, inputs
+from hyperattention_ref.bench.cases import WHOLE, BenchSettings, Contestant, Heads, planned, prepare
+from hyperattention_ref.bench.timing import take_turns
+from hyperattention_ref.block_mask import BlockMask
+from hyperattention_ref.draw import Draw
+from hyperattention_ref.plan import Plan, Rectangle
+from hyperattention_ref.recipe import Recipe
+
+STAGES = {
+    "checks": "shapes, types, finite entries, the range of the logits",
+    "hash": "hash codes of all queries and keys",
+    "sort and plan": "`make_plan` less the hash",
+    "set-up and leaves": "the plan with empty rectangles: results are made, causal leaves computed",
+    "blocks": "blocks only, in the order of the input, less set-up and leaves",
+    "gather": "blocks only, in the order of the plan, less the same in the order of the input",
+    "shared keys": "sampled keys only, less set-up and leaves",
+    "merge and rest": "the whole call less all of the above",
+}
+"""Each stage and how its time is obtained."""
+
+
+def measure_stages(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, float]:
+    """Seconds of each stage, from the fastest run of each call, since noise only adds; their sum is the whole call."""
+    calls = _calls(settings, heads, backend)
+    for call in calls.values():
+        call()
+    t = {name: min(times) for name, times in take_turns(calls, settings.repeats, settings.seconds).items()}
+    stages = {
+        "checks": t["checks"],
+        "hash": t["hash"],
+        "sort and plan": t["make_plan"] - t["hash"],
+        "set-up and leaves": t["empty"],
+        "blocks": t["blocks in order"] - t["empty"],
+        "gather": t["blocks"] - t["blocks in order"],
+        "shared keys": t["samples"] - t["empty"],
+    }
+    return stages | {"merge and rest": t["whole"] - sum(stages.values())}
+
+
+def _calls(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, Callable[[], Any]]:
+    chosen, plan = backends.get_backend(backend), planned(settings, heads, backend)
+    q, k, v, scale = heads
+
+    def checks():
+        inputs.heads(q, k, v, is_causal=settings.is_causal)
+        plan.check_fits(q.shape[:-2], q.shape[-2], k.shape[-2], settings.is_causal, q.dtype)
+        inputs.logit_range(q, k, scale, v, draws=plan.most_draws)
+
+    def attend(part: Plan):
+        return lambda: chosen.planned_attention(q, k, v, part, scale=scale)
+
+    no_samples: dict[str, Any] = {"sampled_keys": (), "log_weights": ()}
+    return {
+        "checks": checks,
+        "hash": _hash(chosen, heads, plan, settings.seed),
+        "make_plan": lambda: planned(settings, heads, backend),
+        "empty": attend(_each_rectangle(plan, lambda r: replace(r, views=(), **no_samples))),
+        "blocks": attend(_each_rectangle(plan, lambda r: replace(r, **no_samples))),
+        "blocks in order": attend(_each_rectangle(plan, lambda r: replace(r, views=_in_order(r), **no_samples))),
+        "samples": attend(_each_rectangle(plan, lambda r: replace(r, views=()))),
+        "whole": prepare(Contestant(backend, WHOLE), settings, heads),
+    }
+
+
+def _hash(backend, heads: Heads, plan: Plan, seed: int) -> Callable[[], None]:
+    """Hash what `make_plan` hashes: the queries and keys of every rectangle, on planes of the same shape."""
+    q, k = heads.query, heads.key
+    planes = Draw.sample(np.random.default_rng(seed), d=q.shape[-1], lsh_bits=Recipe().lsh_bits, sample_size=0).planes
+
+    def run():
+        for h, head in enumerate(plan.heads):
+            for r in head.rectangles:
+                backend.hash_codes(q[h, r.query_start : r.query_start + r.n_q], planes)
+                backend.hash_codes(k[h, r.key_start : r.key_start + r.n_k], planes)
+
+    return run
+
+
+def _each_rectangle(plan: Plan, change: Callable[[Rectangle], Rectangle]) -> Plan:
+    heads = [replace(head, rectangles=tuple(map(change, head.rectangles))) for head in plan.heads]
+    return replace(plan, heads=tuple(heads))
+
+
+def _in_order(rectangle: Rectangle) -> tuple[BlockMask, ...]:
+    """The same blocks of the queries and keys as they come."""
+    orders = {"query_order": np.arange(rectangle.n_q), "key_order": np.arange(rectangle.n_k)}
+    return tuple(replace(view, **orders) for view in rectangle.views)

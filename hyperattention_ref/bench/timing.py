@@ -1,0 +1,73 @@
+"""Wall-clock times: one number of threads for every library, contestants in turn, all runs kept."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
+LEAST_RUNS = 3
+PAUSE = 0.1
+"""Seconds of rest before each run: worker threads of the library that ran before spin for a while, and take a core."""
+
+
+@contextmanager
+def limited_threads(threads: int) -> Iterator[None]:
+    """Give NumPy's BLAS, Numba and Torch so many threads each, and what they had before afterwards."""
+    import numba
+    from threadpoolctl import threadpool_limits
+
+    with ExitStack() as stack:
+        stack.enter_context(threadpool_limits(threads))
+        stack.callback(numba.set_num_threads, numba.get_num_threads())
+        numba.set_num_threads(threads)
+        if find_spec("torch"):
+            import torch
+
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
+        yield
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What the call returns, and its seconds."""
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def take_turns(calls: dict[Name, Callable[[], Any]], repeats: int, seconds: float) -> dict[Name, list[float]]:
+    """Time every call `repeats` times, one run of each in turn, so that a slow minute is shared by all.
+
+    A call that has taken `seconds` in all stops at the third run or the one that it has reached. The calls should
+    have run before: the first run of anything compiles, loads or allocates.
+
+    Returns
+    -------
+    dict of the seconds of every run.
+    """
+    times: dict[Name, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            if len(times[name]) >= LEAST_RUNS and sum(times[name]) >= seconds:
+                continue
+            time.sleep(PAUSE)
+            times[name].append(timed(call)[1])
+    return times
+
+
+def median(times: list[float]) -> float:
+    """The middle one of some times."""
+    return float(statistics.median(times))
+
+
+def quartiles(times: list[float]) -> tuple[float, float]:
+    """The middle half of some times; their range where there are fewer than four."""
+    if len(times) < 4:
+        return min(times), max(times)
+    low, _, high = statistics.quantiles(times, method="inclusive")
+    return low, high
