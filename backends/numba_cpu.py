@@ -234,11 +234,14 @@ def _writable(x):
 
 
 def n_threads() -> int:
-    """Threads that work: NUMBA_NUM_THREADS, and no more than the cores this process may use."""
+    """Threads that work: what `numba.set_num_threads` or NUMBA_NUM_THREADS says, and no more than cores may be used."""
     from numba import config
+    from numba.np.ufunc import parallel
 
+    # to ask for the number that was set would start Numba's own threads, where nobody has set one yet
+    wanted = parallel.get_num_threads() if parallel._is_initialized else config.NUMBA_NUM_THREADS
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(config.NUMBA_NUM_THREADS, cores))
+    return max(1, min(wanted, cores))
 
 
 def _pieces(n: int, *, multiple: int = 64, at_most: int | None = None) -> list[tuple[int, int]]:

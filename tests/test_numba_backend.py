@@ -135,6 +135,7 @@ def test_calls_from_several_threads_at_a_time():
 def test_threads_respect_the_setting_and_the_affinity():
     ask = "from hyperattention_ref.backends.numba_cpu import n_threads; print(n_threads())"
     assert run_python(ask, NUMBA_NUM_THREADS="1").strip() == "1"
+    assert run_python(f"import numba; numba.set_num_threads(1)\n{ask}").strip() == "1"
     if hasattr(os, "sched_setaffinity"):
         one_core = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n{ask}"
         assert run_python(one_core).strip() == "1"

@@ -56,9 +56,9 @@ def _calls(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, Cal
     q, k, v, scale = heads
 
     def checks():
-        inputs.heads(q, k, v, is_causal=settings.is_causal)
+        *_, largest = inputs.measured_heads(q, k, v, is_causal=settings.is_causal)
         plan.check_fits(q.shape[:-2], q.shape[-2], k.shape[-2], settings.is_causal, q.dtype)
-        inputs.logit_range(q, k, scale, v, draws=plan.most_draws)
+        inputs.logit_range(q, k, scale, v, draws=plan.most_draws, largest=largest)
 
     def attend(part: Plan):
         return lambda: chosen.planned_attention(q, k, v, part, scale=scale)
