@@ -1,0 +1,85 @@
+"""A few heads that use every part of the attention kernels; what a planted bug must not survive."""
+
+import numpy as np
+
+from hyperattention_ref.backends import reference
+from hyperattention_ref.backends.conformance_inputs import AttentionInputs
+from hyperattention_ref.block_mask import BlockMask
+from hyperattention_ref.plan import HeadPlan, Plan, Rectangle, causal_tiling
+
+from .device import EmulatedBackend
+
+U_BFLOAT = 2.0**-8
+
+
+def to_bfloat(x) -> np.ndarray:
+    """Bits (uint16) of x rounded to bfloat16, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bfloat(bits) -> np.ndarray:
+    """The float32 numbers of bfloat16 bits."""
+    return (np.asarray(bits).astype(np.uint32) << 16).view(np.float32)
+
+
+def battery() -> list[AttentionInputs]:
+    """Ragged lengths, exact and planned, causal and not; bfloat16 numbers in float32 arrays."""
+    rng = np.random.default_rng(5)
+
+    def rows(n, d):
+        return from_bfloat(to_bfloat(rng.standard_normal((2, n, d))))
+
+    def rectangle(n_q, n_k, query_start=0, key_start=0):
+        views = [BlockMask.from_orders(rng.permutation(n_q), rng.permutation(n_k), 48) for _ in range(2)]
+        drawn = rng.integers(n_k, size=70)
+        keys = {"exact_keys": rng.choice(n_k, 5, replace=False), "sampled_keys": drawn}
+        weights = np.full(drawn.size, np.log(n_k / drawn.size))
+        return Rectangle(
+            n_q, n_k, tuple(views), log_weights=weights, query_start=query_start, key_start=key_start, **keys
+        )
+
+    def causal_head(n):
+        leaves, places = causal_tiling(n, 40)
+        return HeadPlan(n, n, tuple(rectangle(c - s, s - a, s, a) for a, s, c in places), leaves)
+
+    q, k, v = rows(150, 24), rows(203, 24), rows(203, 16)
+    whole = Plan((2,), tuple(HeadPlan(150, 203, (rectangle(150, 203),)) for _ in range(2)))
+    causal = Plan((2,), tuple(causal_head(150) for _ in range(2)))
+    k_same, v_same = k[:, :150], v[:, :150]
+    return [
+        AttentionInputs(4 * q, k, v, 0.25, False),
+        AttentionInputs(q, k_same, v_same, 0.25, True),
+        AttentionInputs(q, k, v, 0.25, False, whole),
+        AttentionInputs(q, k_same, v_same, 0.25, True, causal),
+    ]
+
+
+def judge(example: AttentionInputs, results: dict[str, np.ndarray], storage: str) -> None:
+    """An AssertionError if `out` and `lse`, computed from arrays of dtype `storage`, leave the derived bounds."""
+    exact = example.call(reference.Reference())
+    bounds = example.bounds(exact, {"out": np.float32, "lse": np.float32})
+    if storage == "bfloat16":
+        bounds["out"] += bfloat_bound(example, exact)
+    for name, x in results.items():
+        error = np.abs(np.where(x == exact[name], 0, x) - np.where(x == exact[name], 0, exact[name]))
+        worst = np.max(error - bounds[name])
+        if not (worst <= 0):
+            raise AssertionError(f"{name} is wrong by {np.max(error)}, allowed {np.max(bounds[name])}: {example!r}")
+
+
+def on_storage(example: AttentionInputs, backend: EmulatedBackend, storage: str) -> dict[str, np.ndarray]:
+    """The results of the backend on arrays of that dtype, as float32."""
+    if storage == "float32":
+        return example.call(backend)
+    q, k, v = (backend.device.upload(to_bfloat(x), storage) for x in example.arrays.values())
+    out, lse = backend.attention_of(q, k, v, example)
+    return {"out": from_bfloat(out.owner), "lse": lse.owner}
+
+
+def bfloat_bound(example: AttentionInputs, exact) -> np.ndarray:
+    """What weights and outputs rounded to bfloat16 add: u (sum of p |v|) and u |out|, with a tenth for second order."""
+    spread = AttentionInputs(
+        example.query, example.key, np.abs(example.value), example.scale, example.is_causal, example.plan
+    )
+    return 1.1 * U_BFLOAT * (spread.call(reference.Reference())["out"] + np.abs(exact["out"]))

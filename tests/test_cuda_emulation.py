@@ -1,0 +1,72 @@
+"""The emulation of CUDA on a CPU computes what the PTX manual says, and shows what a GPU would leave to chance."""
+
+import numpy as np
+import pytest
+
+from hyperattention_ref.backends.cuda_launcher import Kernel
+
+from .cuda_emulation.device import HERE, SCHEDULES, SOURCES, EmulatedDevice, KernelError, build, missing_compiler
+
+pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
+
+
+def run(name, *args, threads=64, shared_bytes, schedule="forwards"):
+    device = EmulatedDevice(schedule, sources=HERE, flags=(f"-I{SOURCES}",))
+    pointers = [np.uint64(x.ctypes.data) if isinstance(x, np.ndarray) else np.int32(x) for x in args]
+    device.launch(Kernel("probes.cu", name, ()), (1, 1), threads, shared_bytes, pointers)
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_fragments_make_the_product_of_the_matrices(transposed):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 16, 16)).astype(np.float16)
+    product = np.full((16, 16), np.nan, np.float32)
+    run("product", a, b, product, transposed, threads=32, shared_bytes=1024)
+    expected = a.astype(np.float64) @ (b if transposed else b.T).astype(np.float64)
+    np.testing.assert_allclose(product, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_barrier_orders_memory_in_every_schedule(schedule):
+    result = np.zeros(64, np.float32)
+    run("neighbour", result, 0, shared_bytes=256, schedule=schedule)
+    np.testing.assert_array_equal(result, (np.arange(64) + 37) % 64)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_missing_barrier_shows(schedule):
+    result = np.zeros(64, np.float32)
+    run("neighbour", result, 1, shared_bytes=256, schedule=schedule)
+    assert np.isnan(result).any()
+
+
+def test_a_copy_arrives_when_it_is_waited_for():
+    x, result = np.arange(256, dtype=np.float32), np.zeros(64, np.float32)
+    run("copied", x, result, 0, shared_bytes=1040)
+    np.testing.assert_array_equal(result, np.where(np.arange(64) % 2 == 0, 4 * np.arange(64) + 1, 0))
+    run("copied", x, result, 1, shared_bytes=1040)
+    assert np.isnan(result).all()
+
+
+@pytest.mark.parametrize(("fault", "message"), [(2, "copies in flight"), (3, "no multiple of 16")])
+def test_a_wrong_copy_is_refused(fault, message):
+    x, result = np.arange(256, dtype=np.float32), np.zeros(64, np.float32)
+    with pytest.raises(KernelError, match=message):
+        run("copied", x, result, fault, shared_bytes=1040)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("leave", [0, 1])
+def test_lanes_that_part_are_a_deadlock(leave, schedule):
+    with pytest.raises(KernelError, match=r"deadlock: .*shuffle"):
+        run("parted", np.zeros(64, np.float32), leave, shared_bytes=4, schedule=schedule)
+
+
+def test_shared_memory_has_the_size_of_the_launch():
+    with pytest.raises(KernelError, match="needs 256 bytes of shared memory, the launch gives 128"):
+        run("neighbour", np.zeros(64, np.float32), 0, shared_bytes=128)
+
+
+def test_what_does_not_compile_says_why():
+    with pytest.raises(RuntimeError, match=r"g\+\+ refuses attend\.cu"):
+        build("attend.cu", "attend", ("STORAGE=nothing", "WIDTH=16"), SOURCES, ())

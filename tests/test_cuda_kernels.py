@@ -1,0 +1,301 @@
+"""The CUDA kernels, run on the CPU: they conform, in any order of threads, and planted bugs are caught.
+
+What runs is the source of `backends/cuda` and the launcher of the backend `cupy`; only the device is emulated.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hyperattention_ref as hr
+from hyperattention_ref.backends import reference
+from hyperattention_ref.backends.conformance import check_backend, plans
+from hyperattention_ref.backends.conformance_inputs import AttentionInputs
+
+from .cuda_emulation.battery import battery, from_bfloat, judge, on_storage, to_bfloat
+from .cuda_emulation.device import SCHEDULES, SOURCES, EmulatedBackend, EmulatedDevice, KernelError, missing_compiler
+
+pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
+TENSOR_HEADS = ((16, 16), (24, 40), (72, 64), (136, 16))
+
+
+# --- Portable kernels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_portable_kernels_conform(schedule):
+    backend = EmulatedBackend(device=EmulatedDevice(schedule, seed=1))
+    assert check_backend(backend, max_examples=6, seed=SCHEDULES.index(schedule)).worst_ratio <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_portable_kernels_conform_on_many_examples(schedule):
+    backend = EmulatedBackend(device=EmulatedDevice(schedule, seed=1))
+    assert check_backend(backend, max_examples=100, seed=10 + SCHEDULES.index(schedule)).examples >= 500
+
+
+@pytest.mark.parametrize("d_v", [16, 17, 33, 100, 256])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_width_of_values(dtype, d_v):
+    rng = np.random.default_rng(d_v)
+    q, k, v = (rng.standard_normal((70, d)).astype(dtype) for d in (256, 256, d_v))
+    one = AttentionInputs(q, k, v, 1 / 16, True)
+    exact, results = one.call(reference.Reference()), one.call(EmulatedBackend())
+    for name, bound in one.bounds(exact, {"out": dtype, "lse": dtype}).items():
+        assert np.all(np.abs(results[name] - exact[name]) <= bound)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_order_of_threads_changes_no_bit(schedule):
+    for one in battery():
+        expected, found = (one.call(EmulatedBackend(device=EmulatedDevice(s, seed=7))) for s in ("forwards", schedule))
+        for name, x in expected.items():
+            assert x.tobytes() == found[name].tobytes()
+
+
+def test_wrong_shared_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("hyperattention_ref.backends.cuda_launcher._weighted_bytes", lambda x, width: 4096)
+    with pytest.raises(KernelError, match=r"attend: block \(0, 0\), thread 0: the kernel needs \d+ bytes"):
+        battery()[0].call(EmulatedBackend())
+
+
+# --- Tensor cores ----------------------------------------------------------------------------------------------------
+
+
+def rounded_average(logits, v):
+    """Softmax average as a careful NumPy user of bfloat16 writes it: the logits exact, the weights rounded."""
+    top = logits.max(axis=1, keepdims=True)
+    weights = np.exp(logits - np.where(np.isneginf(top), 0, top))
+    total = weights.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = (top + np.log(total))[:, 0]
+    return from_bfloat(to_bfloat(weights)) @ v / np.where(total > 0, total, 1), lse
+
+
+def numpy_in_bfloat(one: AttentionInputs) -> np.ndarray:
+    """The output of the reference with weights and result rounded to bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "softmax_average", rounded_average)
+        return from_bfloat(to_bfloat(one.call(reference.Reference())["out"]))
+
+
+@st.composite
+def bfloat_inputs(draw) -> AttentionInputs:
+    """Heads of bfloat16 numbers that tensor cores take, planned or exact; logits up to 80."""
+    is_causal = draw(st.booleans())
+    n_q = draw(st.one_of(st.integers(1, 9), st.integers(1, 150)))
+    n_k = n_q if is_causal else draw(st.one_of(st.integers(1, 9), st.integers(1, 150)))
+    d, d_v = draw(st.sampled_from(TENSOR_HEADS))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    factor = draw(st.sampled_from((0.0, 1.0, 4.0)))
+    q, k, v = (
+        from_bfloat(to_bfloat(f * rng.standard_normal((2, n, e))))
+        for f, n, e in ((factor, n_q, d), (1.0, n_k, d), (1.0, n_k, d_v))
+    )
+    if draw(st.booleans()):
+        k[:] = k[:, :1]
+    plan = draw(st.one_of(st.none(), plans(shape=(2,), n_q=n_q, n_k=n_k, is_causal=is_causal)))
+    return AttentionInputs(q, k, v, d**-0.5, is_causal, plan)
+
+
+@given(bfloat_inputs(), st.sampled_from(SCHEDULES))
+@settings(max_examples=40)
+def test_tensor_cores_stay_within_the_rounding_of_bfloat16(one, schedule):
+    judge(one, on_storage(one, EmulatedBackend("tensor", EmulatedDevice(schedule, seed=3)), "bfloat16"), "bfloat16")
+
+
+def test_tensor_cores_are_within_four_times_the_error_of_numpy_in_bfloat16():
+    for one in battery():
+        exact = one.call(reference.Reference())["out"]
+        usual = np.abs(numpy_in_bfloat(one) - exact).max()
+        found = np.abs(on_storage(one, EmulatedBackend("tensor"), "bfloat16")["out"] - exact).max()
+        assert 0 < found <= 4 * usual
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_order_of_threads_changes_no_bit_on_tensor_cores(schedule):
+    for one in battery():
+        expected, found = (
+            on_storage(one, EmulatedBackend("tensor", EmulatedDevice(s, seed=7)), "bfloat16")
+            for s in ("forwards", schedule)
+        )
+        for name, x in expected.items():
+            assert x.tobytes() == found[name].tobytes()
+
+
+def test_tensor_cores_take_float16():
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal((90, d)).astype(np.float16) for d in (32, 32, 48))
+    backend = EmulatedBackend("tensor")
+    out, _ = backend.exact_attention(q, k, v, scale=0.2, is_causal=True)
+    exact, _ = reference.Reference().exact_attention(q, k, v, scale=0.2, is_causal=True)
+    spread, _ = reference.Reference().exact_attention(q, k, np.abs(v), scale=0.2, is_causal=True)
+    assert backend.device.launched == ["attend_tensor"]
+    assert out.dtype == np.float16
+    assert np.all(np.abs(out - exact) <= 1.1 * 2.0**-11 * (spread + np.abs(exact)) + 1e-5)
+
+
+# --- Planted bugs ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A change to one source, and the storage whose kernels it touches."""
+
+    file: str
+    old: str
+    new: str = ""
+    storage: tuple[str, ...] = field(default=("float32",))
+
+
+BOTH, TENSOR = ("float32", "bfloat16"), ("bfloat16",)
+
+
+def no_barrier(file: str, reason: str, storage=("float32",)) -> Bug:
+    """The barrier with this comment left out."""
+    return Bug(file, f"__syncthreads();  // {reason}", f"// {reason}", storage)
+
+
+BUGS = {
+    "operands are read before they are written": no_barrier("tile.cuh", "the buffers are filled"),
+    "operands are overwritten too early": no_barrier("tile.cuh", "everybody has read what these buffers held before"),
+    "values are read before they are written": no_barrier("tile.cuh", "the values are there"),
+    "values are overwritten too early": no_barrier("tile.cuh", "everybody has read the values before"),
+    "weights are written over operands in use": no_barrier("tile.cuh", "everybody has read the weights"),
+    "queries are read before they are written": no_barrier("attend.cu", "the queries are known"),
+    "a row is reduced over half its threads": Bug("tile.cuh", "lane = SIDE / 2", "lane = SIDE / 4"),
+    "sums keep their old scale": Bug("attend.cu", "state.sums[r][c] *= decay;", "state.sums[r][c] *= 1;"),
+    "the tail of keys counts": Bug("plan.cuh", "key[c] < 0 || ", "", BOTH),
+    "the future counts": Bug("plan.cuh", "key[c] > query[r]", "key[c] > query[r] + 1", BOTH),
+    "pairs of an earlier view count again": Bug(
+        "plan.cuh", "int view = 0;", "int view = inside ? views - 1 : 0;", BOTH
+    ),
+    "samples of the last view count again": Bug("plan.cuh", "view < views;", "view < views - !inside;", BOTH),
+    "a tile misses its last block": Bug("plan.cuh", "offsets[last_block + 1]", "offsets[last_block]", BOTH),
+    "two blocks count as one": Bug("plan.cuh", "first_block == last_block", "first_block + 1 >= last_block", BOTH),
+    "the diagonal tile counts as whole": Bug("plan.cuh", "place + n - 1 <= first_query", "place <= first_query", BOTH),
+    "the last tile counts as whole": Bug("plan.cuh", "place + n <= end &&", "place <= end &&", BOTH),
+    "log-weights are forgotten": Bug("attend.cu", "* LOG2_E) : Real(0)", "* 0) : Real(0)"),
+    "the state is not taken up": Bug("attend.cu", "fresh = sweep.first ||", "fresh = true ||"),
+    "a copy is used too early": Bug("attend_tensor.cu", "wait_for_copies<1>()", "wait_for_copies<2>()", TENSOR),
+    "the last copy is used too early": Bug(
+        "attend_tensor.cu", "  wait_for_copies<0>();\n            }", "  wait_for_copies<1>();\n            }", TENSOR
+    ),
+    "copies of other threads are not waited for": no_barrier("attend_tensor.cu", "everybody's copies", TENSOR),
+    "a buffer is filled while in use": no_barrier("attend_tensor.cu", "this buffer may be filled again", TENSOR),
+    "values are not transposed": Bug("attend_tensor.cu", "load_matrices_transposed(", "load_matrices(", TENSOR),
+    "a row is reduced over two of four lanes": Bug(
+        "attend_tensor.cu", "x = larger(x, __shfl_xor_sync(ALL_LANES, x, 1));", "", TENSOR
+    ),
+    "columns beyond d are copied": Bug("attend_tensor.cu", "i >= 0 && column < d", "i >= 0", TENSOR),
+}
+
+
+QUICK = (  # the others take as long and are much alike
+    "values are read before they are written",
+    "the tail of keys counts",
+    "samples of the last view count again",
+    "a copy is used too early",
+    "a buffer is filled while in use",
+)
+
+
+def planted(bug: Bug, folder: Path) -> Path:
+    """The sources with the bug in them."""
+    sources = Path(shutil.copytree(SOURCES, folder / "cuda"))
+    text = (sources / bug.file).read_text()
+    assert bug.old in text
+    (sources / bug.file).write_text(text.replace(bug.old, bug.new))
+    return sources
+
+
+def survives(sources: Path, storage: str, schedule: str) -> bool:
+    """Whether the battery finds nothing wrong with these sources in this order of threads."""
+    device = EmulatedDevice(schedule, 3, sources, flags=("-Wno-error",))  # a bug may leave a parameter unused
+    backend = EmulatedBackend("tensor" if storage == "bfloat16" else "portable", device)
+    try:
+        for one in battery():
+            judge(one, on_storage(one, backend, storage), storage)
+    except (AssertionError, KernelError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_sources_survive(storage, schedule):
+    assert survives(SOURCES, storage, schedule)
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in BUGS])
+def test_planted_bug_is_caught(name, tmp_path):
+    sources = planted(BUGS[name], tmp_path)
+    for storage in BUGS[name].storage:
+        assert not all(survives(sources, storage, schedule) for schedule in SCHEDULES)
+
+
+# --- Addresses -------------------------------------------------------------------------------------------------------
+
+SANITIZED = """
+import sys
+from pathlib import Path
+from tests.cuda_emulation.battery import battery, judge, on_storage
+from tests.cuda_emulation.device import EmulatedBackend, EmulatedDevice
+
+for storage, path in (("float32", "portable"), ("bfloat16", "tensor")):
+    device = EmulatedDevice(sources=Path(sys.argv[1]), flags=("-fsanitize=address", "-g"))
+    for one in battery():
+        judge(one, on_storage(one, EmulatedBackend(path, device), storage), storage)
+print("all addresses are fine")
+"""
+
+
+def run_sanitized(sources: Path) -> subprocess.CompletedProcess:
+    """The battery under AddressSanitizer, in a process of its own."""
+    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    if not Path(library.stdout.strip()).is_absolute():
+        pytest.skip("g++ comes without AddressSanitizer (libasan)")
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "LD_PRELOAD": library.stdout.strip()}
+    command = [sys.executable, "-c", SANITIZED, str(sources)]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_every_address_is_within_its_array():
+    result = run_sanitized(SOURCES)
+    assert result.stdout.strip() == "all addresses are fine", result.stderr[-3000:]
+
+
+OUTSIDE = {
+    "a missing query is stored": Bug("attend.cu", "if (query < 0) continue;"),
+    "shared memory ends too early": Bug("tile.cuh", "const int row = e / DEPTH", "const int row = e / DEPTH + 64"),
+    "a row too many is read": Bug(
+        "attend.cu", "place < sweep.n_q ? query_at(place) : -1", "place <= sweep.n_q ? place : -1"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_address_outside_is_caught(name, tmp_path):
+    result = run_sanitized(planted(OUTSIDE[name], tmp_path))
+    assert result.returncode != 0
+    assert "ERROR: AddressSanitizer: heap-buffer-overflow" in result.stderr
+
+
+def test_the_library_is_the_same_through_the_public_door():
+    """hyper_attention with the emulated backend is hyper_attention."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 100, 16)).astype(np.float32)
+    plan = hr.make_plan(q, k, block_size=16, sample_size=16, rng=0)
+    found = hr.hyper_attention(q, k, v, plan=plan, backend=EmulatedBackend())
+    np.testing.assert_allclose(found, hr.hyper_attention(q, k, v, plan=plan, backend="reference"), atol=1e-5)
