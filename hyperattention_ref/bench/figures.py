@@ -81,6 +81,9 @@ def error_against_time(report: BenchReport) -> Plot:
     panels = figure.subplots(1, len(report.families), squeeze=False, sharey=True)[0]
     for axes, case in zip(panels, report.families, strict=True):
         _one_family(axes, report, case)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(lambda x, _: number(x))
+        axes.xaxis.set_minor_locator(NullLocator())
     panels[0].set_ylabel("relative error in the drawn rows")
     panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[0].yaxis.set_major_formatter(lambda y, _: number(y))
