@@ -1,8 +1,9 @@
 """Backends: interchangeable arithmetic for one interface.
 
 A backend is an object with the attributes of `Backend`. It makes no decision and draws no random number: everything of
-that kind is in the `Plan` it is given. `reference`, `numpy`, `numba`, `numba-cuda` and `cupy` are built in; other
-packages add theirs through the entry-point group `hyperattention_ref.backends` and prove them with `conformance.check_backend`.
+that kind is in the `Plan` it is given. `reference`, `numpy`, `numba`, `numba-cuda` and `cupy` are built in. Other
+packages add theirs through the entry-point group `hyperattention_ref.backends` and prove them with
+`conformance.check_backend`.
 """
 
 from __future__ import annotations
