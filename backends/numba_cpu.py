@@ -58,7 +58,10 @@ class NumbaCPU:
         return _over_heads(one_head, None, q, k, v)
 
     def planned_attention(self, q, k, v, plan, *, scale):
-        return _over_heads(lambda *head: _planned_head(*head, scale), plan, q, k, v)
+        def one_head(q, k, v, head_plan, state):
+            _planned_head(q, k, v, head_plan, state, scale)
+
+        return _over_heads(one_head, plan, q, k, v)
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
         work = _working_type(q)
@@ -176,7 +179,8 @@ def _shared(rectangle, k, v, mask):
 
 def _mask(mask, n_q, n_k):
     """A Rectangle, a dense boolean array or None as the arrays that kernels take."""
-    views, exact_keys, dense = (), np.empty(0, np.int64), np.zeros((0, 0), bool)
+    views: tuple = ()
+    exact_keys, dense = np.empty(0, np.int64), np.zeros((0, 0), bool)
     if isinstance(mask, np.ndarray):
         dense = _plain(mask, np.dtype(bool))
     elif mask is not None:
@@ -239,7 +243,8 @@ def n_threads() -> int:
     from numba.np.ufunc import parallel
 
     # to ask for the number that was set would start Numba's own threads, where nobody has set one yet
-    wanted = parallel.get_num_threads() if parallel._is_initialized else config.NUMBA_NUM_THREADS
+    started = parallel._is_initialized
+    wanted = parallel.get_num_threads() if started else config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(wanted, cores))
 

@@ -16,6 +16,9 @@ Every kernel works on a range of tiles and writes rows of its own: any split ove
 them stand in one file because Numba's cache looks at the file of the outermost function only.
 """
 
+# mypy does not see the types that Numba infers.
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 import math

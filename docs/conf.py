@@ -28,7 +28,7 @@ def format_sections(app, what, name, obj, options, lines):
     Bars outside of code are absolute values.
     """
     formatted, section = [], None
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for line, following in zip(lines, [*lines, ""][1:], strict=True):
         line = re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line)
         if re.fullmatch("-{3,}", line):
             continue
