@@ -4,6 +4,7 @@ torch, transformers and the weights of MiniLM belong to no default install; wher
 """
 
 import importlib.util
+import inspect
 import sys
 import tracemalloc
 from pathlib import Path
@@ -361,9 +362,10 @@ def test_several_texts_are_refused(transformers, torch):
 
 def test_a_cache_of_earlier_keys_is_refused(transformers, torch):
     model = build(transformers, "Llama")
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # before 5.24
     with torch.no_grad():
-        cache = model(input_ids=torch.full((1, 4), 3), use_cache=True).past_key_values
-    refused(model, {"input_ids": torch.full((1, 2), 3), "past_key_values": cache}, "2 queries and 6 keys")
+        cache = model(input_ids=torch.full((1, 4), 3), use_cache=True)[name]
+    refused(model, {"input_ids": torch.full((1, 2), 3), name: cache}, "2 queries and 6 keys")
 
 
 def test_an_encoder_decoder_model_is_refused_and_its_encoder_is_not(transformers, torch):
