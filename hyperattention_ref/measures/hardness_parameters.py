@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref import backends, inputs
-from hyperattention_ref.block_mask import BlockMask, dense_mask
 from hyperattention_ref.measures.attention_rows import mask_rows
 from hyperattention_ref.measures.norms import GramNorm, gram_norm, operator_norm
 from hyperattention_ref.measures.per_head import per_head
-from hyperattention_ref.plan import Plan, Rectangle, causal_tiling
+from hyperattention_ref.plan import Plan, causal_tiling
 from hyperattention_ref.results import Result
 from hyperattention_ref.row_rescaling import PILOT_SIZE, seen_log_row_sums, with_median
+from hyperattention_ref.row_sums import large_entries
 
 DENSE_ENTRIES = 2**24
 """Up to this many pairs the operator norm is taken of the dense P, which is cheaper than streaming it many times."""
@@ -207,13 +207,8 @@ def _masks(mask, lead: tuple[int, ...], n_q: int, n_k: int):
         rectangles = np.empty(lead, dtype=object)
         rectangles.ravel()[:] = [head.rectangles[0] for head in mask.heads]
         return rectangles.__getitem__
-    if isinstance(mask, BlockMask):
-        mask = Rectangle(*mask.shape, views=(mask,))
-    if isinstance(mask, Rectangle):
-        if (mask.n_q, mask.n_k) != (n_q, n_k):
-            raise ValueError(f"mask has shape {(mask.n_q, mask.n_k)}; it must be (n_q, n_k) = {(n_q, n_k)}")
-    elif mask is not None:
-        mask = dense_mask(mask, n_q, n_k)
+    if mask is not None:
+        mask = large_entries(mask, n_q, n_k)
     return lambda index: mask
 
 
