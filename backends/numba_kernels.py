@@ -204,11 +204,11 @@ def exp2(t):
     relative error on [-1/2, 1/2] with p(0) = 1, 2.6e-9 in float32 and 1.8e-17 in float64. Adding 1.5 2^23 (1.5 2^52)
     rounds to an integer and leaves it in the last bits, from where a shift moves it to the exponent.
     """
-    raise NotImplementedError("for compiled code only")
+    return _exp2_float32(t) if isinstance(t, np.float32) else _exp2_float64(t)
 
 
 @overload(exp2, inline="always")
-def _exp2_of(t):
+def _exp2_compiled(t):
     return _exp2_float32 if t == types.float32 else _exp2_float64
 
 
@@ -246,28 +246,32 @@ def nothing(x):
     The door lets logits, and log-weights, up to a quarter of the largest number pass; in base 2 they stay below 0.37 of
     it, and their sum above -0.74 of it.
     """
-    raise NotImplementedError("for compiled code only")
+    return _share_of_largest(-0.77, x)
 
 
 def hidden(x):
     """The logit of a pair that does not count, of the type of the array `x`: its distance to `nothing` has exp2 = 0."""
-    raise NotImplementedError("for compiled code only")
+    return _share_of_largest(-0.97, x)
 
 
-@overload(nothing, inline="always")
-def _nothing_of(x):
-    return _constant(-0.77, x)
-
-
-@overload(hidden, inline="always")
-def _hidden_of(x):
-    return _constant(-0.97, x)
-
-
-def _constant(share, x):
+def _share_of_largest(share, x):
+    """`share` times the largest number of the type of the array `x`."""
     dtype = np.dtype(str(x.dtype))
-    constant = dtype.type(share * float(np.finfo(dtype).max))
-    return lambda x: constant
+    return dtype.type(share * float(np.finfo(dtype).max))
+
+
+def _as_constant(function):
+    """Let compiled code call a function of an array's type alone: its value is a constant there."""
+
+    def compiled_for(x):
+        constant = function(x)
+        return lambda x: constant
+
+    overload(function, inline="always")(compiled_for)
+
+
+_as_constant(nothing)
+_as_constant(hidden)
 
 
 class Tile(NamedTuple):
