@@ -46,7 +46,7 @@ def time_against_n(report: BenchReport) -> Plot:
     _n_axis(axes, report, "seconds")
     return Plot(
         "time",
-        f"Time of one call against n, {report.settings.threads} thread(s)",
+        f"Time of one call against n; threads: {report.settings.threads}",
         "Medians; the bars are the middle half of the runs. Calls were timed in turn, after their answers had been "
         "compared with float64 rows.",
         figure,

@@ -50,7 +50,10 @@ class BenchReport(Result):
         """Whether everything that was timed was right."""
         if self.wrong:
             return f"WRONG, and not timed: {'; '.join(self.wrong)}."
-        return "Every output agreed with float64 rows before it was timed; rivals that approximate were only finite."
+        return (
+            "Every output agreed with float64 rows before it was timed; of rivals that approximate it was only checked "
+            "that they are finite."
+        )
 
     @property
     def findings(self) -> list[str]:
