@@ -25,7 +25,7 @@ models: .venv-models/installed
 	.venv-models/bin/pytest tests/test_maps.py tests/test_model_capture.py tests/test_bench.py
 
 cuda: .venv-cuda/installed
-	.venv-cuda/bin/pytest -m "not gpu" tests/test_numba_ptx.py tests/test_nvrtc.py
+	.venv-cuda/bin/pytest -m "not gpu" tests/test_numba_ptx.py tests/test_nvrtc.py tests/test_cupy_package.py
 
 docs: .venv/docs.installed
 	.venv/bin/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
@@ -64,8 +64,8 @@ clean:
 	@touch $@
 
 .venv-cuda/installed: pyproject.toml .venv-cuda/pyvenv.cfg
-	@echo "installing hyperattention-ref[cuda,nvrtc,test] into .venv-cuda"
-	@.venv-cuda/bin/python $(PIP) install --editable ".[cuda,nvrtc,test]"
+	@echo "installing hyperattention-ref[cuda,cupy,nvrtc,test] into .venv-cuda"
+	@.venv-cuda/bin/python $(PIP) install --editable ".[cuda,cupy,nvrtc,test]"
 	@touch $@
 
 .venv/pyvenv.cfg .venv-models/pyvenv.cfg .venv-cuda/pyvenv.cfg .venv-wheel/pyvenv.cfg:

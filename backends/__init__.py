@@ -9,6 +9,7 @@ packages add theirs through the entry-point group `hyperattention_ref.backends` 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hyperattention_ref.measures.attention_sums import AttentionSums
+from hyperattention_ref.memory import device_kind
 
 ENTRY_POINT_GROUP = "hyperattention_ref.backends"
 
@@ -35,6 +37,11 @@ class Backend(Protocol):
     Arrays are `(..., n, d)` with equal leading shapes; they may be views with any strides, stride 0 included. They
     have been checked: one floating dtype, finite, matching shapes, `scale` finite. `out` is `(..., n_q, d_v)` and
     `lse` `(..., n_q)`, the natural log of the softmax denominator.
+
+    A backend whose arrays are not on the host has one more attribute, `memory`, a `hyperattention_ref.memory.Memory`:
+    arrays arrive as its views, results are arrays of the caller's library. Plans, masks, hyperplanes, samples and caps
+    are decisions and lie on the host. One that can go from noise to output without a Plan on the host may also offer
+    `drawn_attention`, see `cuda_launcher.CudaBackend`.
     """
 
     name: str
@@ -110,11 +117,11 @@ def get_backend(name: str) -> Backend:
 def select(backend, query) -> Backend:
     """The backend that will run.
 
-    None picks by the kind of array: `numba` for NumPy arrays and what NumPy converts. A name or an instance is obeyed
-    or refused; there is no fallback.
+    None picks by the kind of array: `numba` for NumPy arrays and what NumPy converts, `cupy` for arrays on a GPU. A
+    name or an instance is obeyed or refused; there is no fallback.
     """
     if backend is None:
-        return get_backend("numba")
+        return get_backend("cupy" if device_kind(query) else "numba")
     if isinstance(backend, str):
         return get_backend(backend)
     if isinstance(backend, Backend) and not isinstance(backend, type):
@@ -124,16 +131,22 @@ def select(backend, query) -> Backend:
     raise TypeError(f"backend is {backend!r}; it must be None, a name or an object with the attributes of Backend")
 
 
-def each_head(plan_or_none, *arrays: np.ndarray):
+def each_head(plan_or_none, *arrays):
     """Iterate over heads in row-major order: the index, the HeadPlan (or None) and the (n, d) arrays of the head."""
     indices = np.ndindex(arrays[0].shape[:-2])
     for h, index in enumerate(indices):
         yield index, plan_or_none.heads[h] if plan_or_none else None, *(x[index] for x in arrays)
 
 
+@cache
+def _instance(kind: type) -> Any:
+    """The only backend of its class that goes by name: it may keep what it has sent to a device, or compiled."""
+    return kind()
+
+
 def _try_load(loader: Callable[[], type]) -> tuple[Any, str | None]:
     try:
-        backend = loader()()
+        backend = _instance(loader())
         return backend, backend.unavailable()
     except Exception as error:  # a broken plug-in must not take the others with it; its reason is shown instead
         return None, f"{type(error).__name__}: {error}"

@@ -37,6 +37,7 @@ from hyperattention_ref.backends.conformance_inputs import (
     transposed_inputs,
 )
 from hyperattention_ref.backends.reference import Reference
+from hyperattention_ref.memory import Memory, memory_of
 from hyperattention_ref.results import Result
 
 __all__ = ["Conformance", "attention_inputs", "check_backend", "plans"]
@@ -166,18 +167,30 @@ def _require_within(backend, example, results, expected, errors, allowed, label:
 
 def _run_twice(backend: Backend, example) -> dict[str, np.ndarray]:
     """The results, after checking that a second call repeats them and that no input changed."""
-    before = {name: x.tobytes() for name, x in example.arrays.items()}
+    memory = memory_of(backend)
+    there = example.moved(memory)
+    before = _bytes(there, memory)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
-            first, second = ({name: np.array(x) for name, x in example.call(backend).items()} for _ in range(2))
+            first, second = (_on_host(there.call(backend), memory) for _ in range(2))
     except Exception as error:
         raise AssertionError(f"backend {backend.name!r} raised {error!r} in {example!r}") from error
-    for name, x in example.arrays.items():
-        _require(backend, example, x.tobytes() == before[name], f"{name} was modified")
+    for name, x in _bytes(there, memory).items():
+        _require(backend, example, x == before[name], f"{name} was modified")
     same = all(first[name].tobytes() == second[name].tobytes() for name in first)
     _require(backend, example, same, "a second call gave other bits")
     return first
+
+
+def _on_host(results: dict, memory: Memory) -> dict[str, np.ndarray]:
+    return {name: np.array(x if isinstance(x, float) else memory.to_host(x)) for name, x in results.items()}
+
+
+def _bytes(example, memory: Memory) -> dict[str, bytes]:
+    """What the arrays of an example hold, wherever they are."""
+    arrays = example.arrays.items()
+    return {name: (memory.to_host(x) if name in example.in_memory else x).tobytes() for name, x in arrays}
 
 
 def _require(backend: Backend, example, condition, message: str) -> None:

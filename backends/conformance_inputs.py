@@ -6,7 +6,7 @@ The strategies serve the conformance suite, and any test that wants `plans()` or
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from hyperattention_ref.backends.error_bound import (
 from hyperattention_ref.backends.reference import Reference
 from hyperattention_ref.block_mask import BlockMask, dense_mask
 from hyperattention_ref.definition_1 import MAX_BITS
+from hyperattention_ref.memory import Memory
 from hyperattention_ref.plan import KEY_ARRAYS, HeadPlan, Plan, Rectangle, split_point
 
 DTYPES = (np.float32, np.float64, np.float16)
@@ -44,9 +45,16 @@ CAPS = ("none", "all", "some", "ties", "mixed")
 # --- The arguments of each operation ---------------------------------------------------------------------------------
 # Each class has `operation`, `arrays` (name -> array), `call(backend)` (name -> result) and, for arithmetic,
 # `bounds(expected, dtypes, random_walk)` (name -> elementwise bound), `expected` being the results of the reference.
+# The arrays `in_memory` are those that a backend gets in its own memory; all others stay on the host.
 
 
 class _Described:
+    in_memory: tuple[str, ...] = ("query", "key")
+
+    def moved(self, memory: Memory):
+        """The same arguments with the arrays in this memory, layouts kept."""
+        return replace(self, **{name: memory.from_host(getattr(self, name)) for name in self.in_memory})  # type: ignore
+
     def _repr_pretty_(self, printer, cycle) -> None:  # what Hypothesis prints
         printer.text(repr(self))
 
@@ -58,7 +66,7 @@ class HashInputs(_Described):
     x: np.ndarray
     planes: np.ndarray
 
-    operation = "hash_codes"
+    operation, in_memory = "hash_codes", ("x",)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -98,6 +106,8 @@ class AttentionInputs(_Described):
     scale: float
     is_causal: bool
     plan: Plan | None = None
+
+    in_memory = ("query", "key", "value")
 
     @property
     def operation(self) -> str:
@@ -175,7 +185,7 @@ class TransposedInputs(_Described):
     scale: float
     is_causal: bool
 
-    operation = "transposed_attention"
+    operation, in_memory = "transposed_attention", ("query", "key", "y")
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:

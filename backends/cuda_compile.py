@@ -13,16 +13,21 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperattention_ref.backends.cuda_launcher import STORAGE, Kernel, tensor_kernel
+from hyperattention_ref.backends.cuda_device import STORAGE, Kernel
+from hyperattention_ref.backends.cuda_launcher import tensor_kernel
 
 SOURCES = Path(__file__).parent / "cuda"
 WIDTHS = (16, 32, 64, 128, 256)
+SORTING = tuple(Kernel("sort.cu", name, ()) for name in ("count_digits", "scan_digits", "place_rows"))
 HEADS = ((16, 16), (64, 64), (64, 128), (128, 128), (256, 16), (192, 192), (256, 256))
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the compiler made of a kernel: registers of a thread, and bytes that did not fit into them."""
+    """What the compiler made of a kernel: registers of a thread, and bytes that did not fit into them.
+
+    An array that a thread indexes by what is known only when it runs does not fit either: it is in its stack frame.
+    """
 
     kernel: Kernel
     registers: int
@@ -30,13 +35,15 @@ class Footprint:
 
 
 def portable_kernels(storage: str) -> list[Kernel]:
-    """Every variant of the kernels that run on any GPU, for arrays of one dtype."""
+    """Every variant of the kernels that run on any GPU, for arrays of one dtype; `SORTING` are for all."""
     macro = f"STORAGE={STORAGE[storage]}"
     fixed = [("hash.cu", "hash_codes"), ("row_sums.cu", "row_sums"), ("capped_sums.cu", "capped_sums")]
+    fixed.append(("largest.cu", "largest"))
     wide = [("attend.cu", "attend"), ("columns.cu", "transposed")]
     return [
         *(Kernel(file, name, (macro,)) for file, name in fixed),
         Kernel("columns.cu", "column_sums", (macro, "WIDTH=16")),
+        *(Kernel("convert.cu", "convert", (macro, f"TARGET={target}")) for target in STORAGE.values()),
         *(Kernel(file, name, (macro, f"WIDTH={width}")) for file, name in wide for width in WIDTHS),
     ]
 
@@ -77,20 +84,20 @@ def _footprint(kernel: Kernel, report: str) -> Footprint:
     """Out of what ptxas -v says of each function of the file."""
     for part in report.split("Compiling entry function")[1:]:
         if part.lstrip().startswith(f"'{kernel.name}'"):
-            spilled = re.findall(r"(\d+) bytes spill", part)
+            spilled = re.findall(r"(\d+) bytes (?:spill|stack frame)", part)
             (registers,) = re.findall(r"Used (\d+) registers", part)
             return Footprint(kernel, int(registers), sum(map(int, spilled)))
     raise RuntimeError(f"ptxas reports nothing about {kernel}:\n{report}")
 
 
 def table(architecture: str) -> str:
-    """Markdown: the kernels for float32 and float64, and for bfloat16 on tensor cores."""
-    kernels = portable_kernels("float32") + portable_kernels("float64") + tensor_kernels("bfloat16")
+    """Markdown: the kernels for float32 and float64, for bfloat16 on tensor cores, and for sorting."""
+    kernels = portable_kernels("float32") + portable_kernels("float64") + tensor_kernels("bfloat16") + list(SORTING)
     lines = ["| kernel | variant | registers | spilled bytes |", "|---|---|---|---|"]
     for kernel in kernels:
         found = compile_kernel(kernel, architecture)
         variant = ", ".join(define.replace("=", " ") for define in kernel.defines)
-        lines.append(f"| `{kernel.name}` | {variant} | {found.registers} | {found.spilled_bytes} |")
+        lines.append(f"| `{kernel.name}` | {variant or 'all'} | {found.registers} | {found.spilled_bytes} |")
     return "\n".join(lines)
 
 

@@ -1,90 +1,63 @@
 """The operations of a backend as launches of the CUDA kernels in `cuda/`.
 
-Everything here is written against `Device`, so that the same launches run on a GPU through CuPy (`cupy_backend`) and,
-in the tests, on the CPU. This file decides which kernel runs, in which variant, on which grid; the kernels say in their
-headers what they compute.
+This file decides which kernel runs, in which variant, on which grid; the kernels say in their headers what they
+compute. Where they run is a `Device` (`cuda_device`).
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from hyperattention_ref.backends.cuda_plan import Tables, block_numbers, exact_tables, plan_tables
-from hyperattention_ref.definition_1 import scaled_rows
+from hyperattention_ref.backends.cuda_device import (
+    MAX_LENGTH,
+    MAX_WIDTH,
+    STORAGE,
+    THREADS,
+    TILE,
+    Device,
+    Kernel,
+    Layouts,
+    integers,
+    launch,
+    real,
+    real_bytes,
+    row_bytes,
+    storage,
+    tiles,
+    transposed_kernel,
+    weighted_bytes,
+    width_of,
+)
+from hyperattention_ref.backends.cuda_lsh import DrawnIndices, SortingOnDevice, hash_sides, upload_planes
+from hyperattention_ref.backends.cuda_memory import CudaMemory
+from hyperattention_ref.backends.cuda_plan import (
+    DrawnTables,
+    Tables,
+    block_numbers,
+    drawn_tables,
+    exact_tables,
+    head_sides,
+    plan_tables,
+)
+from hyperattention_ref.backends.device_array import DeviceArray, require_one
 from hyperattention_ref.measures.attention_sums import AttentionSums
 from hyperattention_ref.plan import Rectangle
 
-STORAGE = {"float16": "Half", "bfloat16": "Bfloat", "float32": "float", "float64": "double"}
 PATHS = ("auto", "portable", "tensor")
-TILE, THREADS, TENSOR_THREADS = 64, 256, 128
-MAX_WIDTH = 256
-MAX_TILES = 65535  # blocks along the second dimension of a grid
+TENSOR_THREADS = 128
+MAX_ROWS = 2**31 - 1  # of all heads together
 
 
-@dataclass(frozen=True, eq=False)
-class Array:
-    """An array in the memory of a device: where it starts, and its strides in elements. `owner` keeps it alive."""
+class AttentionPath(NamedTuple):
+    """Which kernels compute attention: "tensor" or "portable", and why not tensor cores, or None if they do."""
 
-    owner: Any
-    pointer: int
-    dtype: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One variant of a kernel: a function in a file of `cuda/`, compiled with these macros."""
-
-    file: str
-    name: str
-    defines: tuple[str, ...]
-
-
-class Device(Protocol):
-    """What a machine must offer to run the kernels."""
-
-    def scope(self, x) -> AbstractContextManager:
-        """Within it, work goes to the device and the stream of the caller's array x."""
-
-    def key(self) -> int:
-        """A number for the device in use; tables are uploaded once for each."""
-
-    def capability(self) -> int:
-        """Compute capability, 90 for 9.0."""
-
-    def shared_limit(self) -> int:
-        """Bytes of shared memory that a block may have."""
-
-    def describe(self, name: str, x) -> Array:
-        """The caller's array; a TypeError for one that is not on the device."""
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
-        """A new array."""
-
-    def upload(self, x: np.ndarray) -> Array:
-        """A copy of a host array, structured or not."""
-
-    def download(self, x: Array) -> np.ndarray:
-        """A copy on the host."""
-
-    def synchronize(self) -> None:
-        """Wait until everything begun in this scope is done."""
-
-    def cast(self, x: Array, dtype: str) -> Array:
-        """The same numbers, contiguous and in another dtype."""
-
-    def give(self, x: Array, like) -> Any:
-        """x as an array of the kind of the caller's array `like`."""
-
-    def launch(self, kernel: Kernel, grid: tuple[int, int], threads: int, shared_bytes: int, args: list) -> None:
-        """Run a kernel; args are NumPy scalars."""
+    path: str
+    reason: str | None
 
 
 class CudaBackend:
@@ -94,95 +67,139 @@ class CudaBackend:
     ----------
     device : where the kernels run.
     path : "portable" (ordinary multiply-adds), "tensor" (tensor cores: float16 or bfloat16, compute capability 8.0,
-        and what `tensor_obstacle` names; refused where impossible), or "auto": tensor cores for bfloat16 where they
-        are possible, else portable.
+        and what `attention_path` names; refused where impossible), or "auto": tensor cores for bfloat16 where they
+        are possible, else portable. `attention_path` tells which it is.
     """
 
     def __init__(self, device: Device, path: str = "auto"):
         if path not in PATHS:
             raise ValueError(f"path is {path!r}; it must be one of {', '.join(PATHS)}")
         self.device, self.path = device, path
+        self.layouts = Layouts(device)
+        self.memory = CudaMemory(device, self.layouts)
         self._tables: WeakKeyDictionary = WeakKeyDictionary()
 
     def hash_codes(self, x, planes):
-        with self.device.scope(x):
-            rows = self._describe(x=x)[0]
-            *lead, n, d = rows.shape
-            codes = self.device.empty((*lead, n), "int64")
-            scaled = np.ascontiguousarray(scaled_rows(np.asarray(planes)), _real(rows))
-            args = [*self._matrix(rows), self.device.upload(scaled), *_integers(n, d, len(scaled)), codes]
-            tile_bytes = _operand_bytes(rows) + 4 * TILE + TILE * TILE
-            self._launch(Kernel("hash.cu", "hash_codes", (_storage(rows),)), (math.prod(lead), n), tile_bytes, args)
-            return self.device.give(codes, x)
+        (rows,) = self._views(x=x)
+        with self.device.scope(rows):
+            *lead, n, _ = rows.shape
+            codes = self.device.empty((*lead, n), "int64", like=rows)
+            heads = math.prod(lead)
+            sides = self.device.upload(head_sides(heads, n))
+            scaled = upload_planes(self.device, np.asarray(planes)[None], rows)
+            hash_sides(self.device, self.layouts, rows, sides, (heads, n), scaled, codes)
+            return codes.owner
 
     def exact_attention(self, q, k, v, *, scale, is_causal):
-        with self.device.scope(q):
-            arrays = self._describe(query=q, key=k, value=v)
+        arrays = self._views(query=q, key=k, value=v)
+        with self.device.scope(arrays[0]):
             *lead, n_q, _ = arrays[0].shape
             n_k = arrays[1].shape[-2]
             if is_causal and n_q != n_k:
                 raise ValueError(f"is_causal with {n_q} queries and {n_k} keys; causal attention needs equal lengths")
             tables = self._upload(exact_tables(math.prod(lead), n_q, n_k, is_causal))
-            return self._attend(arrays, tables, scale, q)
+            return self._results(self._run(tables, self._begin(arrays, tables.carries, scale)))
 
     def planned_attention(self, q, k, v, plan, *, scale):
-        with self.device.scope(q):
-            arrays = self._describe(query=q, key=k, value=v)
-            on_devices = self._tables.setdefault(plan, {})
-            if self.device.key() not in on_devices:
-                on_devices[self.device.key()] = self._upload(plan_tables(plan))
-                self.device.synchronize()  # a later call may use the tables from another stream
-            return self._attend(arrays, on_devices[self.device.key()], scale, q)
+        arrays = self._views(query=q, key=k, value=v)
+        with self.device.scope(arrays[0]):
+            tables = self._kept(plan, lambda: self._upload(plan_tables(plan)))
+            return self._results(self._run(tables, self._begin(arrays, tables.carries, scale)))
+
+    def drawn_attention(self, q, k, v, noise, planner, *, scale):
+        """(out, lse) of the attention of the Plan that `planner` makes from this noise, without a Plan on the host.
+
+        Paper: the practical algorithm, steps 1 to 4. Hash codes, orders and block numbers come into being on the
+        device, before each wave of sweeps its own; the host sends hyperplanes and sampled keys. The results have the
+        bits of `planned_attention` with the plan that `make_plan` makes on this backend.
+
+        Parameters
+        ----------
+        q, k, v, scale : as in `planned_attention`.
+        noise : a function that gives the Draw (heads, rectangles, ...) of `planner.noise`. It is called once the leaves
+            have been launched, so that the host draws while the device computes them.
+        planner : a `recipe.Planner` whose recipe is plain.
+        """
+        arrays = self._views(query=q, key=k, value=v)
+        with self.device.scope(arrays[0]):
+            query, key, _ = arrays
+            recipe = planner.recipe
+            tables = drawn_tables(
+                math.prod(query.shape[:-2]),
+                query.shape[-2],
+                key.shape[-2],
+                planner.leaves,
+                planner.places,
+                block_size=recipe.block_size,
+                sample_size=recipe.sample_size,
+            )
+            there = self._kept(tables, lambda: self._upload(tables))
+            drawn = DrawnIndices(self.device, self.layouts, query, key, tables, there.sorting, planner, noise)
+            return self._results(self._run(there, self._begin(arrays, there.carries, scale), drawn))
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
-        with self.device.scope(q):
-            query, key = self._describe(query=q, key=k)
-            n_q, n_k, d, real = query.shape[0], key.shape[0], query.shape[1], _real(query)
-            rows = [self.device.empty((n_q,), real) for _ in range(5)]
-            columns = [self.device.empty((n_k,), real) for _ in range(2)]
-            head = [*self._matrix(query), *self._matrix(key), *_integers(n_q, n_k, d), np.float64(scale)]
-            head.append(np.int32(is_causal))
-            kernel = Kernel("row_sums.cu", "row_sums", (_storage(query),))
-            self._launch(kernel, (1, n_q), _row_bytes(query), [*head, *self._mask(mask, n_q, n_k), *rows])
-            kernel = Kernel("columns.cu", "column_sums", (_storage(query), f"WIDTH={_width(1)}"))
-            self._launch(kernel, (1, n_k), _weighted_bytes(query, _width(1)), [*head, rows[0], *columns])
-            total, unmasked, entropy, sums, squares = (self.device.give(x, q) for x in (*rows[:3], *columns))
+        query, key = self._views(query=q, key=k)
+        with self.device.scope(query):
+            n_q, n_k, d = query.shape[0], key.shape[0], query.shape[1]
+            rows = [self.device.empty((n_q,), real(query), like=query) for _ in range(5)]
+            columns = [self.device.empty((n_k,), real(query), like=query) for _ in range(2)]
+            head = [*self.layouts.matrix(query), *self.layouts.matrix(key), *integers(n_q, n_k, d)]
+            head += [np.float64(scale), np.int32(is_causal)]
+            kernel = Kernel("row_sums.cu", "row_sums", (storage(query),))
+            args = [*head, *self._mask(mask, n_q, n_k), *rows]
+            launch(self.device, kernel, row_bytes(query), (1, tiles(n_q)), args)
+            kernel = Kernel("columns.cu", "column_sums", (storage(query), f"WIDTH={width_of(1)}"))
+            tile_bytes = weighted_bytes(query, width_of(1))
+            launch(self.device, kernel, tile_bytes, (1, tiles(n_k)), [*head, rows[0], *columns])
+            fields = ("log_total", "log_unmasked", "entropy", "column_sums", "column_squares")
             return AttentionSums(
-                log_total=total,
-                log_unmasked=unmasked,
-                column_sums=sums,
-                column_squares=squares,
-                entropy=entropy,
+                **{name: x.owner for name, x in zip(fields, (*rows[:3], *columns), strict=True)},
                 logit_min=float(self.device.download(rows[3]).min()),
                 logit_max=float(self.device.download(rows[4]).max()),
             )
 
     def transposed_attention(self, q, k, y, lse, *, scale, is_causal):
-        with self.device.scope(q):
-            query, key, values = self._describe(query=q, key=k, y=y)
+        query, key, values = self._views(query=q, key=k, y=y)
+        with self.device.scope(query):
             n_q, n_k, d, width = query.shape[0], key.shape[0], query.shape[1], values.shape[1]
-            product = self.device.empty((n_k, width), _real(query))
-            lse = self._auxiliary("lse", lse, _real(query))
-            args = [*self._matrix(query), *self._matrix(key), *self._matrix(values), *_integers(n_q, n_k, d, width)]
-            args += [np.float64(scale), np.int32(is_causal), lse, product]
-            kernel = Kernel("columns.cu", "transposed", (_storage(query), f"WIDTH={_width(width)}"))
-            self._launch(kernel, (1, n_k), _weighted_bytes(query, _width(width)), args)
-            return self.device.give(product, q)
+            product = self.device.empty((n_k, width), real(query), like=query)
+            args = [x for array in (query, key, values) for x in self.layouts.matrix(array)]
+            args += [*integers(n_q, n_k, d, width), np.float64(scale), np.int32(is_causal)]
+            args += [self._row_data("lse", lse, real(query)), product]
+            launch(self.device, *transposed_kernel(query, width), (1, tiles(n_k)), args)
+            return product.owner
 
     def capped_sums(self, q, k, mask, samples, log_caps, *, scale):
-        with self.device.scope(q):
-            query, key = self._describe(query=q, key=k)
-            n_q, n_k, d, real = query.shape[0], key.shape[0], query.shape[1], _real(query)
-            log_sums, n_capped = self.device.empty((n_q,), real), self.device.empty((n_q,), "int64")
-            samples = self._auxiliary("samples", samples, "int32")
-            args = [*self._matrix(query), *self._matrix(key), *_integers(n_q, n_k, d), np.float64(scale)]
-            args += [samples, np.int32(samples.shape[0]), *self._mask(mask, n_q, n_k)]
-            args += [self._auxiliary("log_caps", log_caps, real), log_sums, n_capped]
-            kernel = Kernel("capped_sums.cu", "capped_sums", (_storage(query),))
-            self._launch(kernel, (1, n_q), _row_bytes(query), args)
-            return self.device.give(log_sums, q), self.device.give(n_capped, q)
+        query, key = self._views(query=q, key=k)
+        with self.device.scope(query):
+            n_q, n_k, d = query.shape[0], key.shape[0], query.shape[1]
+            log_sums = self.device.empty((n_q,), real(query), like=query)
+            n_capped = self.device.empty((n_q,), "int64", like=query)
+            samples = self.device.upload(np.ascontiguousarray(samples, np.int32))
+            args = [*self.layouts.matrix(query), *self.layouts.matrix(key), *integers(n_q, n_k, d), np.float64(scale)]
+            args += [samples, np.int32(samples.size), *self._mask(mask, n_q, n_k)]
+            args += [self._row_data("log_caps", log_caps, real(query)), log_sums, n_capped]
+            kernel = Kernel("capped_sums.cu", "capped_sums", (storage(query),))
+            launch(self.device, kernel, row_bytes(query), (1, tiles(n_q)), args)
+            return log_sums.owner, n_capped.owner
 
-    def tensor_obstacle(self, q: Array, k: Array, v: Array) -> str | None:
+    def attention_path(self, q, k, v) -> AttentionPath:
+        """Which kernels `exact_attention` and `planned_attention` run for these arrays, and why not tensor cores.
+
+        A ValueError where path="tensor" is impossible, as in the call itself.
+        """
+        views = self._views(query=q, key=k, value=v)
+        with self.device.scope(views[0]):
+            obstacle = self._tensor_obstacle(*views)
+        if self.path == "tensor" and obstacle:
+            raise ValueError(f"path='tensor' is impossible: {obstacle}; use path='auto' or 'portable'")
+        if self.path == "portable":
+            obstacle = "path='portable' was asked for"
+        elif self.path == "auto" and views[0].dtype != "bfloat16":
+            obstacle = f"path='auto' takes tensor cores for bfloat16 only, and query has dtype {views[0].dtype}"
+        return AttentionPath("portable" if obstacle else "tensor", obstacle)
+
+    def _tensor_obstacle(self, q: DeviceArray, k: DeviceArray, v: DeviceArray) -> str | None:
         """Why tensor cores cannot take these arrays, or None if they can."""
         if self.device.capability() < 80:
             return f"the device has compute capability {self.device.capability() / 10}; 8.0 is needed"
@@ -195,76 +212,65 @@ class CudaBackend:
                 return f"{name} has strides {x.strides}; contiguous rows at multiples of 16 bytes are needed"
         return None
 
-    def _attend(self, arrays: list[Array], tables: dict, scale: float, like):
-        """Run the waves of sweeps; every query ends with its output and log-sum-exp."""
+    def _begin(self, arrays: list[DeviceArray], carries: bool, scale: float) -> Attending:
+        """Memory for the results and for the states in between, and what every launch passes on."""
         q, k, v = arrays
         d, d_v = q.shape[-1], v.shape[-1]
-        n_rows = math.prod(q.shape[:-1])
-        out = self.device.empty((*q.shape[:-1], d_v), q.dtype)
-        lse = self.device.empty(q.shape[:-1], _real(q))
-        carried = self.device.empty((n_rows if tables["carries"] else 0, d_v + 2), _real(q))
-        kernel, threads, tile_bytes = self._attention_kernel(q, k, v)
-        matrices = [x for array in arrays for x in self._matrix(array)]
-        rest = [tables[name] for name in ("segments", "indices", "weights")]
-        rest += [np.int64(q.shape[-2]), *_integers(d, d_v), np.float64(scale), out, lse, carried]
-        for sweeps, n_sweeps, longest in tables["waves"]:
-            self._launch(kernel, (n_sweeps, longest), tile_bytes, [*matrices, sweeps, *rest], threads)
-        return self.device.give(out, like), self.device.give(lse, like)
+        out = self.device.empty((*q.shape[:-1], d_v), q.dtype, like=q)
+        lse = self.device.empty(q.shape[:-1], real(q), like=q)
+        carried = self.device.empty((math.prod(q.shape[:-1]) if carries else 0, d_v + 2), real(q))
+        matrices = [x for array in arrays for x in self.layouts.matrix(array)]
+        rest = [np.int64(q.shape[-2]), *integers(d, d_v), np.float64(scale), out, lse, carried]
+        return Attending(self._attention_kernel(q, k, v), matrices, rest, out, lse)
 
-    def _attention_kernel(self, q: Array, k: Array, v: Array) -> tuple[Kernel, int, int]:
+    def _run(self, tables: OnDevice, state: Attending, drawn: DrawnIndices | None = None) -> Attending:
+        """Run the waves of sweeps; `drawn` makes the indices of each wave where the tables do not hold them."""
+        (kernel, threads, tile_bytes), indices = state.kernel, tables.indices
+        for number, (sweeps, n_sweeps, longest) in enumerate(tables.waves):
+            if drawn:
+                indices = drawn.before(number)
+            args = [*state.matrices, sweeps, tables.segments, indices, tables.weights, *state.rest]
+            launch(self.device, kernel, tile_bytes, (n_sweeps, tiles(longest)), args, threads)
+        return state
+
+    def _results(self, state: Attending):
+        return state.out.owner, state.lse.owner
+
+    def _attention_kernel(self, q: DeviceArray, k: DeviceArray, v: DeviceArray) -> tuple[Kernel, int, int]:
         """The kernel, its threads and its shared memory."""
-        obstacle = self.tensor_obstacle(q, k, v)
-        if self.path == "tensor" and obstacle:
-            raise ValueError(f"path='tensor' is impossible: {obstacle}; use path='auto' or 'portable'")
-        if self.path == "tensor" or (self.path == "auto" and q.dtype == "bfloat16" and not obstacle):
+        if self.attention_path(q, k, v).path == "tensor":
             kernel, tile_bytes = tensor_kernel(q.dtype, q.shape[-1], v.shape[-1])
             return kernel, TENSOR_THREADS, tile_bytes
-        width = _width(v.shape[-1])
-        tile_bytes = _weighted_bytes(q, width) + 2 * 4 * TILE + _size(q) * TILE
-        return Kernel("attend.cu", "attend", (_storage(q), f"WIDTH={width}")), THREADS, tile_bytes
+        width = width_of(v.shape[-1])
+        tile_bytes = weighted_bytes(q, width) + 2 * 4 * TILE + real_bytes(q) * TILE
+        return Kernel("attend.cu", "attend", (storage(q), f"WIDTH={width}")), THREADS, tile_bytes
 
-    def _launch(self, kernel: Kernel, grid: tuple[int, int], tile_bytes: int, args: list, threads=THREADS) -> None:
-        """`grid` is (blocks, rows); the rows go to blocks in tiles of 64."""
-        n_tiles = -(-grid[1] // TILE)
-        if n_tiles > MAX_TILES:
-            raise ValueError(f"{grid[1]} rows; the CUDA kernels take at most {MAX_TILES * TILE}")
-        if tile_bytes > self.device.shared_limit():
-            raise ValueError(
-                f"{kernel.name} needs {tile_bytes} bytes of shared memory, this device has {self.device.shared_limit()}"
-                " for a block: use smaller heads or path='portable'"
-            )
-        scalars = [np.uint64(x.pointer) if isinstance(x, Array) else x for x in args]
-        self.device.launch(kernel, (grid[0], n_tiles), threads, tile_bytes, scalars)
-
-    def _describe(self, **arrays) -> list[Array]:
-        """The caller's arrays, checked: on the device, of one known dtype, of shapes that fit."""
-        described = [self.device.describe(name, x) for name, x in arrays.items()]
-        for name, x in zip(arrays, described, strict=True):
-            if x.dtype not in STORAGE:
-                raise TypeError(f"{name} has dtype {x.dtype}; it must be one of {', '.join(STORAGE)}")
-            if x.dtype != described[0].dtype:
-                raise TypeError(f"{name} has dtype {x.dtype} and the first array {described[0].dtype}; convert to one")
-            if len(x.shape) < 2 or 0 in x.shape:
+    def _views(self, **arrays) -> list[DeviceArray]:
+        """The caller's arrays, checked: on one device, of one known dtype, of shapes that fit."""
+        named = {name: self.memory.view(name, x) for name, x in arrays.items()}
+        require_one(named, "device")
+        require_one(named, "dtype")
+        views = list(named.values())
+        for name, x in named.items():
+            if x.ndim < 2 or 0 in x.shape:
                 raise ValueError(f"{name} has shape {x.shape}; it must be (..., n, d) with no empty dimension")
-            if x.shape[:-2] != described[0].shape[:-2]:
-                raise ValueError(f"{name} has leading shape {x.shape[:-2]}; it must be {described[0].shape[:-2]}")
-        shapes = {name: x.shape for name, x in zip(arrays, described, strict=True)}
-        if "key" in shapes and shapes["key"][-1] != shapes["query"][-1]:
-            raise ValueError(f"key has d = {shapes['key'][-1]} and query d = {shapes['query'][-1]}; they must be equal")
+            if x.shape[:-2] != views[0].shape[:-2]:
+                raise ValueError(f"{name} has leading shape {x.shape[:-2]}; it must be {views[0].shape[:-2]}")
+            if x.shape[-2] > MAX_LENGTH:
+                raise ValueError(f"{name} has {x.shape[-2]} rows; the CUDA kernels take at most {MAX_LENGTH}")
+            if math.prod(x.shape[:-1]) > MAX_ROWS:
+                raise ValueError(f"{name} has shape {x.shape}, over {MAX_ROWS} rows; pass fewer heads at a time")
+        if "key" in named and named["key"].shape[-1] != views[0].shape[-1]:
+            raise ValueError(f"query has d = {views[0].shape[-1]} and key {named['key'].shape[-1]}; make them equal")
         for name, rows in (("value", "key"), ("y", "query")):
-            if name in shapes and shapes[name][-2] != shapes[rows][-2]:
-                raise ValueError(f"{name} has {shapes[name][-2]} rows and {rows} {shapes[rows][-2]}; make them equal")
-            if name in shapes and shapes[name][-1] > MAX_WIDTH:
-                raise ValueError(f"{name} has {shapes[name][-1]} columns; the CUDA kernels take at most {MAX_WIDTH}")
-        return described
-
-    def _matrix(self, x: Array) -> list:
-        """What the kernels call a Matrix: the data, and where its rows, columns and heads lie."""
-        *lead, row, column = x.strides
-        starts = np.zeros(1, np.int64)
-        for n, stride in zip(x.shape, lead, strict=False):
-            starts = np.add.outer(starts, stride * np.arange(n)).ravel()
-        return [x, self.device.upload(np.r_[row, column, starts].astype(np.int64))]
+            if name not in named:
+                continue
+            (n, width), needed = named[name].shape[-2:], named[rows].shape[-2]
+            if n != needed:
+                raise ValueError(f"{name} has {n} rows and {rows} {needed}; make them equal")
+            if width > MAX_WIDTH:
+                raise ValueError(f"{name} has {width} columns; the CUDA kernels take at most {MAX_WIDTH}")
+        return views
 
     def _mask(self, mask, n_q: int, n_k: int) -> list:
         """The mask as block numbers of views, or as a dense matrix of bytes."""
@@ -275,25 +281,56 @@ class CudaBackend:
             query_blocks, key_blocks = block_numbers(mask)
             uploaded = self.device.upload(query_blocks), self.device.upload(key_blocks)
             return [*uploaded, np.int32(len(query_blocks)), nothing]
-        dense = self._auxiliary("mask", mask, "uint8")
-        if dense.shape != (n_q, n_k):
-            raise ValueError(f"mask has shape {dense.shape}; it must be (n_q, n_k) = {(n_q, n_k)}")
-        return [nothing, nothing, np.int32(0), dense]
+        if mask.shape != (n_q, n_k):
+            raise ValueError(f"mask has shape {mask.shape}; it must be (n_q, n_k) = {(n_q, n_k)}")
+        return [nothing, nothing, np.int32(0), self.device.upload(np.ascontiguousarray(mask, np.uint8))]
 
-    def _auxiliary(self, name: str, x, dtype: str) -> Array:
-        """Decisions and row data, which may lie on the host or on the device, as a contiguous array of this dtype."""
+    def _row_data(self, name: str, x, dtype: str) -> DeviceArray:
+        """One number for each row, from the host or from the device, as a contiguous array of this dtype."""
         if isinstance(x, np.ndarray):
             return self.device.upload(np.ascontiguousarray(x, dtype))
-        return self.device.cast(self.device.describe(name, x), dtype)
+        view = self.device.view(name, x)
+        return view if view.dtype == dtype and view.is_contiguous else self.memory.copy(view[:, None], dtype)
 
-    def _upload(self, tables: Tables) -> dict:
-        """The tables on the device; of each wave also the number of sweeps and the longest one."""
-        waves = [(self.device.upload(w), len(w), int(w["n_q"].max())) for w in tables.waves]
-        names = ("segments", "indices", "weights")
-        return {name: self.device.upload(getattr(tables, name)) for name in names} | {
-            "waves": waves,
-            "carries": tables.carries,
-        }
+    def _kept(self, source, make: Callable[[], OnDevice]) -> OnDevice:
+        """Tables on the device in use, made once and kept as long as `source` lives."""
+        on_devices = self._tables.setdefault(source, {})
+        if self.device.key() not in on_devices:
+            on_devices[self.device.key()] = make()
+            self.device.synchronize()  # a later call may use the tables from another stream
+        return on_devices[self.device.key()]
+
+    def _upload(self, tables: Tables) -> OnDevice:
+        """The tables on the device."""
+        waves = tuple((self.device.upload(w), len(w), int(w["n_q"].max())) for w in tables.waves)
+        segments, indices, weights = map(self.device.upload, (tables.segments, tables.indices, tables.weights))
+        steps = tables.sorting if isinstance(tables, DrawnTables) else ()
+        sorting = tuple(SortingOnDevice.of(self.device, x) for x in steps)
+        return OnDevice(waves, segments, indices, weights, tables.carries, sorting)
+
+
+class OnDevice(NamedTuple):
+    """`Tables` on a device; of each wave also the number of its sweeps and the queries of the longest one.
+
+    `sorting` is, of DrawnTables, what comes before each wave.
+    """
+
+    waves: tuple[tuple[DeviceArray, int, int], ...]
+    segments: DeviceArray
+    indices: DeviceArray
+    weights: DeviceArray
+    carries: bool
+    sorting: tuple[SortingOnDevice | None, ...]
+
+
+class Attending(NamedTuple):
+    """Attention under way: the kernel with its threads and shared memory, arguments, and where the results will be."""
+
+    kernel: tuple[Kernel, int, int]
+    matrices: list
+    rest: list
+    out: DeviceArray
+    lse: DeviceArray
 
 
 def tensor_kernel(dtype: str, d: int, d_v: int) -> tuple[Kernel, int]:
@@ -304,40 +341,3 @@ def tensor_kernel(dtype: str, d: int, d_v: int) -> tuple[Kernel, int]:
     numbers = TILE * (depth + 8) + 2 * keys * (depth + 8 + width + 8)
     defines = (f"STORAGE={STORAGE[dtype]}", f"DEPTH={depth}", f"WIDTH={width}", f"KEYS={keys}")
     return Kernel("attend_tensor.cu", "attend_tensor", defines), 2 * numbers + 2 * 8 * keys
-
-
-def _storage(x: Array) -> str:
-    return f"STORAGE={STORAGE[x.dtype]}"
-
-
-def _real(x: Array) -> str:
-    """The dtype of the arithmetic."""
-    return "float64" if x.dtype == "float64" else "float32"
-
-
-def _size(x: Array) -> int:
-    return np.dtype(_real(x)).itemsize
-
-
-def _width(d: int) -> int:
-    """Columns of a value as the portable kernels are compiled for: 16, 32, 64, 128 or 256."""
-    return max(16, 1 << (d - 1).bit_length())
-
-
-def _integers(*numbers: int) -> list[np.int32]:
-    return [np.int32(x) for x in numbers]
-
-
-# Bytes of the structs of shared memory in `cuda/`: tiles of 64, rows padded to 68 numbers, 16 coordinates at a time.
-
-
-def _operand_bytes(x: Array) -> int:
-    return 2 * 16 * 68 * _size(x)
-
-
-def _row_bytes(x: Array) -> int:
-    return _operand_bytes(x) + 2 * 4 * TILE
-
-
-def _weighted_bytes(x: Array, width: int) -> int:
-    return (TILE * 68 + (8 if _size(x) == 4 else 2) * width) * _size(x)

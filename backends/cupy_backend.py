@@ -1,28 +1,42 @@
 """The backend `cupy`: the CUDA C++ kernels of `cuda/` on an NVIDIA GPU, compiled and launched through CuPy.
 
-Arrays in, arrays of the same kind out: CuPy arrays, or torch tensors on a CUDA device (bfloat16 too), without a copy.
-The work goes to the device of the arrays and to the stream that is current there. CuPy compiles each variant of a
+Arrays in, arrays of the same kind out: CuPy arrays, torch tensors on a CUDA device, Numba arrays, and whatever else has
+the CUDA array interface or DLPack (CuPy arrays then come out), bfloat16 included, without a copy. The work goes to the
+device of the arrays and, for CuPy and PyTorch, to the stream that is current there. CuPy compiles each variant of a
 kernel at its first use, with NVRTC, and keeps it on disk.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from hyperattention_ref.backends.cuda_launcher import Array, CudaBackend, Kernel
+from hyperattention_ref.backends.cuda_device import Kernel
+from hyperattention_ref.backends.cuda_launcher import CudaBackend
+from hyperattention_ref.backends.device_array import (
+    LIBRARIES,
+    DeviceArray,
+    current_stream,
+    device_view,
+    new_array,
+    strided_bytes,
+)
 
 SOURCES = Path(__file__).parent / "cuda"
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that a kernel may have without asking
 
 
 class CupyBackend(CudaBackend):
-    """Exact and planned attention, hashing and measures on a GPU; see `CudaBackend` for `path`."""
+    """Exact and planned attention, hashing and measures on a GPU.
+
+    Parameters
+    ----------
+    path : see `CudaBackend`.
+    """
 
     name = "cupy"
 
@@ -37,23 +51,17 @@ class CupyDevice:
     """`Device` over CuPy."""
 
     @contextmanager
-    def scope(self, x):
-        if reason := _obstacle():
-            raise RuntimeError(f"the backend 'cupy' cannot run here: {reason}")
+    def scope(self, x: DeviceArray):
         import cupy
 
-        if _is_tensor(x):
-            import torch
-
-            with torch.cuda.device(x.device), cupy.cuda.Device(x.device.index):
-                stream = torch.cuda.current_stream().cuda_stream
-                with cupy.cuda.ExternalStream(stream, x.device.index) if stream else cupy.cuda.Stream.null:
-                    yield
-        elif isinstance(x, cupy.ndarray):
-            with x.device:
+        stream = current_stream(x)
+        with cupy.cuda.Device(x.device):
+            if stream is None:  # in which stream the array is being made is not known ...
+                cupy.cuda.runtime.deviceSynchronize()
+            with cupy.cuda.ExternalStream(stream, x.device) if stream else cupy.cuda.Stream.null:
                 yield
-        else:
-            yield  # `describe` refuses it by name
+            if stream is None:  # ... nor is that in which it may be changed or freed
+                cupy.cuda.runtime.deviceSynchronize()
 
     def key(self) -> int:
         import cupy
@@ -70,73 +78,71 @@ class CupyDevice:
 
         return runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, self.key())
 
-    def describe(self, name: str, x) -> Array:
-        """The caller's array; a TypeError for one that is not in the memory of the current device."""
+    def view(self, name: str, x) -> DeviceArray:
+        if reason := _obstacle():
+            raise RuntimeError(f"the backend 'cupy' cannot run here: {reason}")
+        return device_view(name, x, "cupy")
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: DeviceArray | None = None) -> DeviceArray:
         import cupy
 
-        if _is_tensor(x):
-            import torch
+        if like is not None:
+            return new_array(shape, dtype, like, otherwise="cupy")
+        return _view(cupy.empty(shape, dtype))
 
-            is_bfloat = x.dtype == torch.bfloat16
-            owner = cupy.from_dlpack(x.detach().view(torch.int16) if is_bfloat else x.detach())
-            dtype = "bfloat16" if is_bfloat else owner.dtype.name
-        elif isinstance(x, cupy.ndarray):
-            owner, dtype = x, x.dtype.name
-        else:
-            raise TypeError(
-                f"{name} is a {type(x).__module__}.{type(x).__name__}; the backend 'cupy' needs device arrays: pass "
-                "cupy.asarray(x) or a torch tensor on a CUDA device"
-            )
-        if owner.device.id != self.key():
-            raise ValueError(f"{name} is on device {owner.device.id}; all arrays must be on device {self.key()}")
-        return _array(owner, dtype)
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+    def upload(self, x: np.ndarray) -> DeviceArray:
         import cupy
 
-        return _array(cupy.empty(shape, "int16" if dtype == "bfloat16" else dtype), dtype)
+        return _view(cupy.asarray(x.view(np.int64) if x.dtype.names else x))  # all columns of structs are int64
 
-    def upload(self, x: np.ndarray) -> Array:
+    def upload_view(self, x: np.ndarray, like: DeviceArray | None) -> DeviceArray:
         import cupy
 
-        plain = x.view(np.int64) if x.dtype.names else x  # CuPy has no structured arrays; all columns are int64
-        return _array(cupy.asarray(plain), plain.dtype.name)
+        memory, offset = strided_bytes(x)
+        with cupy.cuda.Device(like and like.device):
+            start = cupy.asarray(memory).data + offset
+            return _view(cupy.ndarray(x.shape, x.dtype, memptr=start, strides=x.strides))
 
-    def download(self, x: Array) -> np.ndarray:
-        return x.owner.get()
+    def fill(self, x: DeviceArray, values: np.ndarray) -> None:
+        import cupy
+
+        _as_cupy(x, x.dtype)[: len(values)] = cupy.asarray(values)  # in the current stream, unlike `set`
+
+    def download(self, x: DeviceArray) -> np.ndarray:
+        bits = x.dtype == "bfloat16"
+        found = _as_cupy(x, "uint16" if bits else x.dtype).get()
+        return (found.astype(np.uint32) << 16).view(np.float32) if bits else found
 
     def synchronize(self) -> None:
         import cupy
 
         cupy.cuda.get_current_stream().synchronize()
 
-    def cast(self, x: Array, dtype: str) -> Array:
-        return _array(x.owner.astype(dtype, order="C", copy=False), dtype)
-
-    def give(self, x: Array, like):
-        if _is_tensor(like):
-            import torch
-
-            result = torch.from_dlpack(x.owner)
-            return result.view(torch.bfloat16) if x.dtype == "bfloat16" else result
-        return x.owner.view(like.dtype) if x.dtype == "bfloat16" else x.owner
-
     def launch(self, kernel: Kernel, grid: tuple[int, int], threads: int, shared_bytes: int, args: list) -> None:
-        function = _module(kernel.file, kernel.defines).get_function(kernel.name)
-        if shared_bytes > STATIC_LIMIT:
-            function.max_dynamic_shared_size_bytes = shared_bytes
-        function(grid, (threads,), tuple(args), shared_mem=shared_bytes)
+        _function(kernel, shared_bytes, self.key())(grid, (threads,), tuple(args), shared_mem=shared_bytes)
 
 
 @cache
-def _module(file: str, defines: tuple[str, ...]):
-    """One source with its macros; CuPy compiles it for every device that uses it."""
+def _function(kernel: Kernel, shared_bytes: int, device: int):
+    """The kernel, compiled for this device and allowed so much shared memory; one error where there is no compiler."""
     import cupy
 
-    options = ("-std=c++17", f"-I{SOURCES}", *(f"-D{define}" for define in defines))
+    options = ("-std=c++17", f"-I{SOURCES}", *(f"-D{define}" for define in kernel.defines))
     # CuPy keeps compiled kernels by the text of the source, headers not included: a digest of all stands for them
-    code = f"// {_digest()}\n" + (SOURCES / file).read_text(encoding="utf-8")
-    return cupy.RawModule(code=code, options=options)
+    code = f"// {_digest()}\n" + (SOURCES / kernel.file).read_text(encoding="utf-8")
+    function = cupy.RawKernel(code, kernel.name, options)
+    try:
+        function.compile()
+    except Exception as error:  # what is raised where NVRTC is missing depends on how CuPy was installed
+        if "nvrtc" not in str(error).lower() or isinstance(error, cupy.cuda.compiler.CompileException):
+            raise
+        raise RuntimeError(
+            f"the backend 'cupy' compiles its kernels with NVRTC, which cannot be used here ({error}): install it, for "
+            'example with pip install "cupy-cuda13x[ctk]"'
+        ) from error
+    if shared_bytes > STATIC_LIMIT:
+        function.max_dynamic_shared_size_bytes = shared_bytes
+    return function
 
 
 @cache
@@ -157,12 +163,14 @@ def _obstacle() -> str | None:
     return None if n_devices else "there is no NVIDIA GPU"
 
 
-def _is_tensor(x) -> bool:
-    """Whether x is a torch tensor on a CUDA device; torch is not imported for the question."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor) and x.is_cuda
+def _view(x) -> DeviceArray:
+    return LIBRARIES["cupy"].view(x)
 
 
-def _array(owner, dtype: str) -> Array:
-    strides = tuple(stride // owner.itemsize for stride in owner.strides)
-    return Array(owner, owner.data.ptr, dtype, owner.shape, strides)
+def _as_cupy(x: DeviceArray, dtype: str):
+    """A CuPy array in the memory of any library."""
+    import cupy
+
+    memory = cupy.cuda.UnownedMemory(x.pointer, 0, x.owner, -1 if x.device is None else x.device)
+    strides = [stride * np.dtype(dtype).itemsize for stride in x.strides]
+    return cupy.ndarray(x.shape, dtype, memptr=cupy.cuda.MemoryPointer(memory, 0), strides=strides)

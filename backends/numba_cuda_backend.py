@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from hyperattention_ref.definition_1 import scaled_rows
-from hyperattention_ref.inputs import FLOAT_TYPES
 from hyperattention_ref.measures.attention_sums import AttentionSums
+from hyperattention_ref.memory import HOST
 from hyperattention_ref.plan import HeadPlan, Plan, Rectangle
 
 REMEDY = "pip install 'hyperattention-ref[cuda]'"
@@ -320,7 +320,7 @@ def _given(**arrays) -> list[DeviceArray]:
             )
     given = [DeviceArray.of(x) for x in arrays.values()]
     dtypes = {name: x.dtype for name, x in zip(arrays, given, strict=True)}
-    if len(set(dtypes.values())) > 1 or given[0].dtype.type not in FLOAT_TYPES:
+    if len(set(dtypes.values())) > 1 or given[0].dtype.name not in HOST.dtypes:
         listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"dtypes are {listed}; they must be one of float16, float32, float64, the same for all")
     _require_one_device({name: _device_number(x) for name, x in arrays.items()})

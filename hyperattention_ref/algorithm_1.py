@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyperattention_ref import inputs
+from hyperattention_ref import backends, inputs
 from hyperattention_ref.block_mask import BlockMask
-from hyperattention_ref.definition_1 import MAX_BITS, hamming_sorted_lsh
+from hyperattention_ref.definition_1 import MAX_BITS, hyperplanes
+from hyperattention_ref.memory import memory_of
 
 
-def sort_lsh(q, k, block_size: int, *, lsh_bits: int = 8, planes=None, rng=None) -> BlockMask:
+def sort_lsh(q, k, block_size: int, *, lsh_bits: int = 8, planes=None, rng=None, backend=None) -> BlockMask:
     """Mask of the large entries found by sorting hash buckets.
 
     Paper: Algorithm 1. M_ij = 1 iff floor(P_Q(i) / b) = floor(P_K(j) / b), P the positions after a stable sort by
@@ -23,18 +24,27 @@ def sort_lsh(q, k, block_size: int, *, lsh_bits: int = 8, planes=None, rng=None)
     lsh_bits : r, the number of hyperplanes, when `planes` is not given.
     planes : (r, d) float array, optional; then `rng` must be None.
     rng : None, seed or numpy.random.Generator that draws the planes.
+    backend : computes the hash codes, a name or an instance, see `backends.select`; None means `reference`.
 
     Returns
     -------
     BlockMask, which keeps both orders. Cost O(n (r d + log n)).
     """
-    q, k = inputs.query_key(q, k)
+    chosen = backends.select("reference" if backend is None else backend, q)
+    memory = memory_of(chosen)
+    q, k = inputs.query_key(q, k, memory)
     block_size = inputs.count("block_size", block_size)
     if planes is None:
         lsh_bits = inputs.count("lsh_bits", lsh_bits, most=MAX_BITS)
         planes = inputs.generator(rng).standard_normal((lsh_bits, q.shape[1]))
     elif rng is not None:
         raise ValueError("planes and rng are both given; pass planes to fix the hash or rng to draw it")
-    query_order = np.argsort(hamming_sorted_lsh(q, planes), kind="stable")  # line 1: the same H for both sides
-    key_order = np.argsort(hamming_sorted_lsh(k, planes), kind="stable")  #   line 2: P_Q, P_K
-    return BlockMask.from_orders(query_order, key_order, block_size)  #       line 3: M
+    planes = hyperplanes(planes)
+    if planes.shape[1] != q.shape[1]:
+        raise ValueError(f"planes have d = {planes.shape[1]} and query d = {q.shape[1]}; they must be equal")
+    # line 1: the same H for both sides
+    query_codes, key_codes = (memory.to_host(chosen.hash_codes(x, planes)) for x in (q, k))
+    # line 2: P_Q and P_K, the positions after a stable sort
+    query_order, key_order = (np.argsort(codes, kind="stable") for codes in (query_codes, key_codes))
+    # line 3: M
+    return BlockMask.from_orders(query_order, key_order, block_size)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy import inf, logaddexp
 
 from hyperattention_ref import backends, inputs
+from hyperattention_ref.memory import memory_of
 from hyperattention_ref.results import Result
-from hyperattention_ref.row_rescaling import PILOT_SIZE, with_median
+from hyperattention_ref.row_rescaling import PILOT_SIZE, pilot_log_row_sums
 from hyperattention_ref.row_sums import RowSums, covered_rows, large_entries
 
 
@@ -119,10 +120,11 @@ def approx_d(
     into T, so that τ > 0 whenever a row needs it. All sums are kept as logarithms.
     """
     chosen = backends.select("reference" if backend is None else backend, q)
-    q, k = inputs.query_key(q, k)
+    memory = memory_of(chosen)
+    q, k = inputs.query_key(q, k, memory)
     given = checked(kappa=kappa, epsilon=epsilon, m=m, alpha=alpha, scale=scale, cap_constant=cap_constant)
     kappa, epsilon, m, alpha, scale, gamma = given.values()
-    inputs.logit_range(q, k, scale)
+    inputs.logit_range(q, k, scale, largest=inputs.Extremes(memory, {"query": q, "key": k}))
     pilot_size = inputs.count("pilot_size", pilot_size)
     n_q, n_k = len(q), len(k)
     mask = large_entries(mask, n_q, n_k)
@@ -132,8 +134,8 @@ def approx_d(
     sums = RowSums(chosen, q, k, mask, scale, log_pilot=np.zeros(n_q))  # of A
     if rescale_rows:
         pilot = pilot_rng.integers(n_k, size=pilot_size)
-        log_pilot_sums, _ = sums.capped(pilot, np.full(n_q, inf))
-        sums = replace(sums, log_pilot=with_median(log_pilot_sums + math.log(n_k / pilot_size)))  # of E A
+        log_pilot = pilot_log_row_sums(q, k, mask, pilot, scale=scale, backend=chosen)
+        sums = replace(sums, log_pilot=log_pilot)  # of E A
     log_h = sums.masked()  # H_i
     covered = covered_rows(mask)
     candidates = np.flatnonzero(~covered)

@@ -9,6 +9,7 @@ import numpy as np
 from hyperattention_ref import backends, inputs
 from hyperattention_ref.algorithm_2 import ApproxDResult, approx_d
 from hyperattention_ref.lemma_2 import RowNormSample, row_norm_sample, sampled_attention
+from hyperattention_ref.memory import memory_of
 from hyperattention_ref.results import Result
 
 
@@ -62,8 +63,9 @@ def literal_hyper_attention(
     LiteralHyperAttention. Cost that of `approx_d` and O(n_q m (d + d_v)) for the product.
     """
     chosen = backends.select("reference" if backend is None else backend, q)
-    q, k = inputs.query_key(q, k)
-    v = inputs.value(v, len(k))
+    memory = memory_of(chosen)
+    q, k = inputs.query_key(q, k, memory)
+    v = inputs.value(v, len(k), memory)
     rng = inputs.generator(rng)
     # line 1: D̃ from ApproxD
     diagonal = approx_d(
@@ -81,7 +83,7 @@ def literal_hyper_attention(
         backend=chosen,
     )
     # line 2: S from the row norms of V
-    sample = row_norm_sample(v, m, rng)
+    sample = row_norm_sample(memory.to_host(v), m, rng)
     # line 3: return (D̃, S); the estimate follows from both
     estimate = sampled_attention(q, k, v, diagonal.log_d, sample, scale=diagonal.scale, is_causal=False, backend=chosen)
     return LiteralHyperAttention(diagonal, sample, estimate)

@@ -11,6 +11,7 @@ from hyperattention_ref import backends, inputs
 from hyperattention_ref.algorithm_1 import sort_lsh
 from hyperattention_ref.algorithm_2 import ApproxDResult, approx_d, checked
 from hyperattention_ref.lemma_2 import RowNormSample, row_norm_sample, sampled_attention
+from hyperattention_ref.memory import memory_of
 from hyperattention_ref.plan import causal_tiling
 from hyperattention_ref.results import Result
 
@@ -77,21 +78,23 @@ def causal_approx_d(
     CausalApproxDResult. |d̃_i - D_ii| is at most the sum of the errors of row i's at most log2(n) rectangles.
     """
     chosen = backends.select("reference" if backend is None else backend, q)
-    q, k = inputs.query_key(q, k)
+    memory = memory_of(chosen)
+    q, k = inputs.query_key(q, k, memory)
     inputs.causal_lengths(len(q), len(k))
     given = checked(kappa=kappa, epsilon=epsilon, m=m, alpha=alpha, scale=scale, cap_constant=cap_constant)
-    inputs.logit_range(q, k, given["scale"])
+    inputs.logit_range(q, k, given["scale"], largest=inputs.Extremes(memory, {"query": q, "key": k}))
     rng = inputs.generator(rng)
     leaves, rectangles = causal_tiling(len(q), min_seq_len)
     log_d, parts = np.empty(len(q)), []
     # the recursion ends: a leaf is computed exactly
     for a, c in leaves:
-        nothing = np.zeros((c - a, 1))
-        _, log_d[a:c] = chosen.exact_attention(q[a:c], k[a:c], nothing, scale=given["scale"], is_causal=True)
+        nothing = memory.from_host(np.zeros((c - a, 1)), like=q)
+        _, lse = chosen.exact_attention(q[a:c], k[a:c], nothing, scale=given["scale"], is_causal=True)
+        log_d[a:c] = memory.to_host(lse)
     for a, split, c in rectangles:
         # D̃_21 from Algorithm 2 on the rectangle A_21 = exp(Q_2 K_1^T)
         q2, k1 = q[split:c], k[a:split]
-        mask = None if block_size is None else sort_lsh(q2, k1, block_size, lsh_bits=lsh_bits, rng=rng)
+        mask = None if block_size is None else sort_lsh(q2, k1, block_size, lsh_bits=lsh_bits, rng=rng, backend=chosen)
         part = approx_d(q2, k1, mask, **given, rescale_rows=rescale_rows, rng=rng, backend=chosen)
         # D̃ = diag(D̃_11, D̃_22 + D̃_21)
         log_d[split:c] = np.logaddexp(log_d[split:c], part.log_d)
@@ -124,11 +127,12 @@ def causal_literal_hyper_attention(
     kappa, epsilon, scale, rng, backend, **options : as in `causal_approx_d`.
     """
     chosen = backends.select("reference" if backend is None else backend, q)
-    q, k = inputs.query_key(q, k)
-    v = inputs.value(v, len(k))
+    memory = memory_of(chosen)
+    q, k = inputs.query_key(q, k, memory)
+    v = inputs.value(v, len(k), memory)
     rng = inputs.generator(rng)
     common: dict[str, Any] = {"scale": scale, "backend": chosen}
     diagonal = causal_approx_d(q, k, kappa=kappa, epsilon=epsilon, m=m, rng=rng, **common, **options)
-    sample = row_norm_sample(v, m, rng)
+    sample = row_norm_sample(memory.to_host(v), m, rng)
     estimate = sampled_attention(q, k, v, diagonal.log_d, sample, is_causal=True, **common)
     return CausalLiteralHyperAttention(diagonal, sample, estimate)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
+from functools import partial
 
 import numpy as np
 
 from hyperattention_ref import backends, inputs
+from hyperattention_ref.memory import memory_of, working_dtype
 from hyperattention_ref.plan import Plan
-from hyperattention_ref.recipe import plan_heads
+from hyperattention_ref.recipe import Planner
 
 
 def exact_attention(
@@ -34,13 +37,12 @@ def exact_attention(
     out : (..., n_q, d_v), of the dtype of the inputs (float64 from the reference backend). Cost O(n_q n_k (d + d_v)).
     """
     chosen = backends.select(backend, q)
-    lead = np.shape(q)[:-2]
-    q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    lead = tuple(np.shape(q)[:-2])
+    memory = memory_of(chosen)
+    q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, v, largest=largest)
-    out, lse = chosen.exact_attention(q, k, v, scale=scale, is_causal=bool(is_causal))
-    out, lse = out.reshape(*lead, *out.shape[-2:]), lse.reshape(*lead, lse.shape[-1])
-    return (out, lse) if return_lse else out
+    return _shaped(chosen.exact_attention(q, k, v, scale=scale, is_causal=bool(is_causal)), lead, return_lse)
 
 
 def hyper_attention(
@@ -100,9 +102,8 @@ def hyper_attention(
     and the row norms of V are not used; see `literal_hyper_attention`.
     """
     chosen = backends.select(backend, q)
-    lead = np.shape(q)[:-2]
+    lead = tuple(np.shape(q)[:-2])
     decisions = {
-        "rng": rng,
         "recipe": recipe,
         "block_size": block_size,
         "sample_size": sample_size,
@@ -112,14 +113,39 @@ def hyper_attention(
     if plan is not None:
         if not isinstance(plan, Plan):
             raise TypeError(f"plan is a {type(plan).__name__}; it must be a Plan, from make_plan or Plan.from_orders")
-        _only_the_plan(decisions)
-    q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+        _only_the_plan({"rng": rng} | decisions)
+    memory = memory_of(chosen)
+    q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
     scale = inputs.resolve_scale(scale, q.shape[-1])
+    check_range = partial(inputs.logit_range, q, k, scale, v, largest=largest)
     if plan is None:
-        plan = plan_heads(q, k, largest, lead=lead, is_causal=is_causal, scale=scale, backend=chosen, **decisions)
-    plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal, q.dtype)
-    inputs.logit_range(q, k, scale, v, draws=plan.most_draws, largest=largest)
-    out, lse = chosen.planned_attention(q, k, v, plan, scale=scale)
+        planner = Planner.of(q, k, is_causal=is_causal, scale=scale, backend=chosen, **decisions)
+        if planner.recipe.is_plain and hasattr(chosen, "drawn_attention"):
+            results = _from_noise(chosen, q, k, v, planner, rng, partial(check_range, draws=planner.most_draws))
+            return _shaped(results, lead, return_lse)
+        check_range(draws=planner.most_draws)
+        plan = planner.plan(q, k, lead, rng)
+    plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal, working_dtype(q))
+    check_range(draws=plan.most_draws)
+    return _shaped(chosen.planned_attention(q, k, v, plan, scale=scale), lead, return_lse)
+
+
+def _from_noise(backend, q, k, v, planner: Planner, rng, check_range):
+    """(out, lse) by a backend that needs no Plan; the range is checked late, when the device has found it."""
+
+    def noise():
+        draw = planner.noise(rng, math.prod(q.shape[:-2]), q.shape[-1])
+        check_range()
+        return draw
+
+    if not planner.places:  # nobody will ask for the noise
+        check_range()
+    return backend.drawn_attention(q, k, v, noise, planner, scale=planner.scale)
+
+
+def _shaped(results, lead: tuple[int, ...], return_lse: bool):
+    """What a backend returned with the leading shape of the caller's query; (out, lse), or out alone."""
+    out, lse = results
     out, lse = out.reshape(*lead, *out.shape[-2:]), lse.reshape(*lead, lse.shape[-1])
     return (out, lse) if return_lse else out
 

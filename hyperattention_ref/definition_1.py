@@ -25,7 +25,7 @@ def hamming_sorted_lsh(x, planes) -> np.ndarray:
     -------
     (..., n) int64 in 0 .. 2^r - 1. Cost O(n r d).
     """
-    x, planes = inputs.floating("x", x), _planes(planes)
+    x, planes = inputs.floating("x", x), hyperplanes(planes)
     if x.ndim < 2 or x.shape[-1] != planes.shape[1]:
         raise ValueError(f"x has shape {x.shape}; it must be (..., n, d) with d = {planes.shape[1]} as planes have")
     bits = scaled_rows(x.astype(np.float64)) @ scaled_rows(planes).T > 0  # the zero vector has no bit set
@@ -52,7 +52,8 @@ def gray_rank(bits) -> np.ndarray:
     return rank_bits @ powers
 
 
-def _planes(planes) -> np.ndarray:
+def hyperplanes(planes) -> np.ndarray:
+    """The caller's hyperplanes `(r, d)`, checked, as float64."""
     planes = inputs.floating("planes", planes)
     if planes.ndim != 2 or not 1 <= planes.shape[0] <= MAX_BITS:
         raise ValueError(f"planes have shape {planes.shape}; they must be (r, d) with 1 <= r <= {MAX_BITS}")

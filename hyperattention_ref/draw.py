@@ -6,6 +6,7 @@ arithmetic. Keeping the three apart is what makes results comparable across back
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,25 +16,29 @@ from hyperattention_ref import inputs
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """The noise for one rectangle of one head.
+    """The noise for one rectangle of one head, or for several ones, which are then the first dimension.
 
     Parameters
     ----------
-    planes : (r, d) float64, the normals of r Gaussian hyperplanes (Definition 1).
-    uniforms : (m,) float64 in [0, 1), one for each sampled key.
+    planes : (..., r, d) float64, the normals of r Gaussian hyperplanes (Definition 1).
+    uniforms : (..., m) float64 in [0, 1), one for each sampled key.
     """
 
     planes: np.ndarray
     uniforms: np.ndarray
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, *, d: int, lsh_bits: int, sample_size: int) -> Draw:
-        """Take the planes first, then the uniforms, from one stream."""
-        return cls(rng.standard_normal((lsh_bits, d)), rng.random(sample_size))
+    def sample(cls, rng: np.random.Generator, rectangles: int, *, d: int, lsh_bits: int, sample_size: int) -> Draw:
+        """The noise for the rectangles of one head: all planes first, then all uniforms, from one stream."""
+        return cls(rng.standard_normal((rectangles, lsh_bits, d)), rng.random((rectangles, sample_size)))
 
-    def keys(self, n_k: int) -> np.ndarray:
-        """(m,) key indices, i.i.d. uniform in 0 .. n_k - 1: floor(u n_k)."""
-        return np.minimum((self.uniforms * n_k).astype(np.int64), n_k - 1)
+    def __iter__(self) -> Iterator[Draw]:
+        """The draw of each rectangle."""
+        return (Draw(*one) for one in zip(self.planes, self.uniforms, strict=True))
+
+    def keys(self, n_k: int | np.ndarray) -> np.ndarray:
+        """(..., m) key indices, i.i.d. uniform in 0 .. n_k - 1: floor(u n_k)."""
+        return np.minimum((self.uniforms * n_k).astype(np.int64), np.asarray(n_k) - 1)
 
 
 def head_streams(rng, heads: int) -> list[np.random.Generator]:

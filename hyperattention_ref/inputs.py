@@ -9,56 +9,60 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from functools import cached_property
 
 import numpy as np
 
-FLOAT_TYPES = (np.float16, np.float32, np.float64)
+from hyperattention_ref.memory import HOST, Memory, working_dtype
 
 
-def floating(name: str, x) -> np.ndarray:
-    """`x` as an array of float16, float32 or float64 with finite entries."""
-    return _measured(name, x)[0]
+class Extremes:
+    """max |x| of some arrays, sought once and read where it is needed: a GPU looks for it while the host goes on."""
+
+    def __init__(self, memory: Memory, arrays: dict):
+        self._names = tuple(arrays)
+        self._found = memory.largest(arrays)
+
+    @cached_property
+    def values(self) -> list[float]:
+        """The numbers; a ValueError if any entry is not finite."""
+        found = self._found()
+        for name, largest in zip(self._names, found, strict=True):
+            if not math.isfinite(largest):
+                raise ValueError(
+                    f"{name} has non-finite entries; all must be finite: look for NaN or infinity upstream"
+                )
+        return found
 
 
-def _measured(name: str, x) -> tuple[np.ndarray, float]:
-    """As `floating`, with the largest absolute entry."""
-    x = np.asarray(x)
-    if x.dtype.type not in FLOAT_TYPES:
-        raise TypeError(
-            f"{name} has dtype {x.dtype}; it must be float16, float32 or float64: convert it with .astype(np.float64)"
-        )
-    largest = _largest(x)
-    if not math.isfinite(largest):
-        raise ValueError(f"{name} has non-finite entries; all must be finite: look for NaN or infinity upstream")
-    return x, largest
+def floating(name: str, x, memory: Memory = HOST):
+    """`x` as an array of a floating dtype with finite entries, in the memory where it must lie."""
+    x = memory.view(name, x)
+    _ = Extremes(memory, {name: x}).values
+    return x
 
 
-def _largest(x) -> float:
-    """max |x|, 0 for an empty array; NaN if there is any, for it propagates through both min and max."""
-    return max(abs(float(x.min())), abs(float(x.max()))) if x.size else 0.0
-
-
-def head(name: str, x) -> np.ndarray:
+def head(name: str, x, memory: Memory = HOST):
     """One head `(n, d)`, n, d >= 1, as float64: what the literal functions work on."""
-    x = floating(name, x)
+    x = floating(name, x, memory)
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(
             f"{name} has shape {x.shape}; it must be one head (n, d) with n, d >= 1: pass one head at a time"
         )
-    return x.astype(np.float64)
+    return memory.copy(x, "float64")
 
 
-def query_key(q, k) -> tuple[np.ndarray, np.ndarray]:
+def query_key(q, k, memory: Memory = HOST):
     """One query head `(n_q, d)` and one key head `(n_k, d)`, as float64."""
-    q, k = head("query", q), head("key", k)
+    q, k = head("query", q, memory), head("key", k, memory)
     if q.shape[1] != k.shape[1]:
         raise ValueError(f"query has d = {q.shape[1]} and key has d = {k.shape[1]}; they must be equal")
     return q, k
 
 
-def value(v, n_k: int) -> np.ndarray:
+def value(v, n_k: int, memory: Memory = HOST):
     """One value head `(n_k, d_v)` as float64."""
-    v = head("value", v)
+    v = head("value", v, memory)
     if v.shape[0] != n_k:
         raise ValueError(f"value has {v.shape[0]} rows and key has {n_k}; they must be equal")
     return v
@@ -73,8 +77,8 @@ def causal_lengths(n_q: int, n_k: int) -> None:
         )
 
 
-def heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False):
-    """Heads `(..., n, d)` of one dtype, grouped-query heads unfolded by views; `v` is left out where there is none.
+def heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False, memory: Memory = HOST):
+    """Heads `(..., n, d)` of one dtype, finite; grouped-query heads are unfolded by views; `v` may be left out.
 
     Returns
     -------
@@ -82,24 +86,28 @@ def heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False):
         is viewed as `(..., h/g, g, n_q, d)` and key and value are broadcast along g with stride 0, nothing is copied.
         `value` is None if it was left out.
     """
-    return measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)[:3]
+    *arrays, largest = measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
+    _ = largest.values
+    return tuple(arrays)
 
 
-def measured_heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False):
-    """As `heads`, then the largest absolute entry of each array, which `logit_range` need not seek again."""
-    named = [("query", q), ("key", k)] + ([] if v is ... else [("value", v)])
-    arrays, largest = zip(*(_measured(name, x) for name, x in named), strict=True)
-    for (name, _), x in zip(named, arrays, strict=True):
+def measured_heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False, memory: Memory = HOST):
+    """As `heads`, then their Extremes, by which `logit_range` refuses entries that are not finite or too large."""
+    given = {"query": q, "key": k} | ({} if v is ... else {"value": v})
+    named = {name: memory.view(name, x) for name, x in given.items()}
+    arrays = tuple(named.values())
+    for name, x in named.items():
         if x.ndim < 2 or 0 in x.shape:
             raise ValueError(f"{name} has shape {x.shape}; it must be (..., n, d) with no empty dimension")
-    if len({x.dtype for x in arrays}) > 1:
-        given = ", ".join(f"{name} {x.dtype}" for (name, _), x in zip(named, arrays, strict=True))
-        raise TypeError(f"dtypes differ ({given}); all must be the same: convert them to one with .astype")
+    if len({str(x.dtype) for x in arrays}) > 1:
+        listed = ", ".join(f"{name} {x.dtype}" for name, x in named.items())
+        raise TypeError(f"dtypes differ ({listed}); all must be the same: convert them to one")
     if is_causal:
         causal_lengths(arrays[0].shape[-2], arrays[1].shape[-2])
     _matching(*arrays)
+    largest = Extremes(memory, named)
     if enable_gqa:
-        arrays = _grouped(*arrays)
+        arrays = _grouped(*arrays, memory=memory)
     for name, x in zip(("key", "value"), arrays[1:], strict=False):
         if x.shape[:-2] != arrays[0].shape[:-2]:
             hint = "" if enable_gqa else "; for grouped-query heads pass enable_gqa=True"
@@ -117,7 +125,7 @@ def _matching(q, k, v=None) -> None:
         raise ValueError(f"value has {v.shape[-2]} rows and key has {k.shape[-2]}; they must be equal")
 
 
-def _grouped(q, *keys_values):
+def _grouped(q, *keys_values, memory: Memory):
     """View query heads as groups that share a key head; broadcast the key heads."""
     n_heads, n_shared = q.shape[-3] if q.ndim > 2 else 0, [x.shape[-3] if x.ndim > 2 else 0 for x in keys_values]
     if 0 in (n_heads, *n_shared) or len(set(n_shared)) > 1 or n_heads % n_shared[0]:
@@ -127,7 +135,7 @@ def _grouped(q, *keys_values):
         )
     group = n_heads // n_shared[0]
     q = q.reshape(*q.shape[:-3], n_shared[0], group, *q.shape[-2:])
-    return [q] + [np.broadcast_to(x[..., None, :, :], (*x.shape[:-2], group, *x.shape[-2:])) for x in keys_values]
+    return [q] + [memory.broadcast(x[..., None, :, :], (*x.shape[:-2], group, *x.shape[-2:])) for x in keys_values]
 
 
 def resolve_scale(scale, d: int) -> float:
@@ -137,17 +145,18 @@ def resolve_scale(scale, d: int) -> float:
     return finite("scale", scale)
 
 
-def logit_range(q, k, scale: float, v=None, draws: int = 0, largest=None) -> None:
-    """Refuse inputs whose logits or weighted sums could overflow the working type (float32 for float16).
+def logit_range(q, k, scale: float, v=None, draws: int = 0, largest: Extremes | None = None) -> None:
+    """Refuse inputs whose logits or weighted sums could overflow the working type (float32 for shorter ones).
 
     `draws` is the largest number of sampled keys of a query, which add to the n_k terms of its sums; `largest` is what
-    `measured_heads` returns last.
+    `measured_heads` returns last, and is sought here, on the host, if it is not given.
     """
-    limit = float(np.finfo(np.promote_types(q.dtype, np.float32)).max) / 4
-    top = largest or [_largest(x) for x in (q, k, v) if x is not None]
+    limit = float(np.finfo(working_dtype(q)).max) / 4
+    given = {"query": q, "key": k} | ({} if v is None else {"value": v})
+    top = (largest or Extremes(HOST, given)).values
     if not (abs(scale) <= limit and top[0] * top[1] * q.shape[-1] * max(1.0, abs(scale)) <= limit):
         raise ValueError(
-            f"logits may overflow {q.dtype}: max|query| = {top[0]:.3g}, max|key| = {top[1]:.3g}, "
+            f"logits may overflow {working_dtype(q)}: max|query| = {top[0]:.3g}, max|key| = {top[1]:.3g}, "
             f"scale = {scale:.3g}, d = {q.shape[-1]}; rescale query and key, or pass float64"
         )
     if v is not None and not top[2] * 4 * (v.shape[-2] + draws) <= limit:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref import inputs
+from hyperattention_ref.memory import memory_of
 from hyperattention_ref.plan import Plan
 from hyperattention_ref.results import Result
+from hyperattention_ref.row_sums import draws_met
 
 LOG_LARGEST = 600.0
 """Natural logarithm of the largest row sum of D̃^{-1} A S^T S that is computed with; products with V then stay finite.
@@ -105,11 +107,11 @@ def sampled_attention(q, k, v, log_d, sample: RowNormSample, *, scale: float, is
 
     Derived: with w the weights of S, row i is Σ_r w_r² A_{i,ℓ_r} V_{ℓ_r} / d̃_i. That is e^{lse_i} / d̃_i times the
     attention of query i to the drawn keys with log-weights 2 ln w_r, which any backend computes for any logits. Causal:
-    the queries between two neighbouring drawn keys meet the same draws, so one call serves them all.
+    one call serves all queries that meet the same draws.
 
     Parameters
     ----------
-    q, k, v : (n_q, d), (n_k, d) and (n_k, d_v) float64 arrays.
+    q, k, v : (n_q, d), (n_k, d) and (n_k, d_v) float64 arrays, in the memory of the backend.
     log_d : (n_q,) log d̃.
     sample : what `row_norm_sample(v, m)` returned.
     scale, is_causal : as above; causal needs n_q == n_k.
@@ -117,25 +119,23 @@ def sampled_attention(q, k, v, log_d, sample: RowNormSample, *, scale: float, is
 
     Returns
     -------
-    (n_q, d_v) float64. Cost O(n_q m (d + d_v)).
+    (n_q, d_v) float64 host array. Cost O(n_q m (d + d_v)).
 
     Raises
     ------
     ValueError : a row sum of D̃^{-1} A S^T S is too large for float64. That takes an estimate d̃_i smaller than a drawn
         entry of the row by a factor of 1e260, as only a kappa far too large can give.
     """
+    memory = memory_of(backend)
     out, lse = np.zeros((len(q), v.shape[1])), np.full(len(q), -np.inf)
     if not sample.weights.any():  # V is zero, and so is the product
         return out
-    order = np.argsort(sample.indices, kind="stable")
-    drawn, log_weights = sample.indices[order], 2 * np.log(sample.weights[order])
-    s_k, s_v = k[drawn], v[drawn]
-    starts = np.unique(drawn) if is_causal else np.zeros(1, dtype=np.int64)
-    stops = np.append(starts[1:], len(q))
-    met = np.searchsorted(drawn, starts, side="right") if is_causal else np.array([drawn.size])
-    for a, c, m in zip(starts, stops, met, strict=True):  # the queries a:c meet the first m draws
-        plan = Plan.from_views([], shape=(c - a, m), sampled_keys=np.arange(m), log_weights=log_weights[:m])
-        out[a:c], lse[a:c] = backend.planned_attention(q[a:c], s_k[:m], s_v[:m], plan, scale=scale)
+    log_weights = 2 * np.log(sample.weights)
+    for rows, met in draws_met(sample.indices, len(q), is_causal):
+        shape = rows.stop - rows.start, len(k)
+        plan = Plan.from_views([], shape=shape, sampled_keys=sample.indices[met], log_weights=log_weights[met])
+        part = backend.planned_attention(q[rows], k, v, plan, scale=scale)
+        out[rows], lse[rows] = map(memory.to_host, part)
     log_sums = lse - log_d
     if not log_sums.max() <= LOG_LARGEST:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from hyperattention_ref.block_mask import BlockMask
 from hyperattention_ref.definition_1 import MAX_BITS
 from hyperattention_ref.draw import Draw, head_streams
 from hyperattention_ref.measures.pilot import pilot_column_masses
+from hyperattention_ref.memory import memory_of
 from hyperattention_ref.plan import HeadPlan, Plan, Rectangle, causal_tiling
 from hyperattention_ref.results import Result
 
@@ -90,6 +91,12 @@ class Recipe(Result):
     def keys_per_query(self) -> int:
         """Logits for each query of a rectangle: blocks, exact keys and samples; the pilot not counted."""
         return len(self.views) * self.block_size + self.first_keys + self.heavy_columns + self.sample_size
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the paper's own, with any parameters: one sortLSH view and uniform samples, nothing else."""
+        usual = replace(self, block_size=1, lsh_bits=1, sample_size=1, pilot_rows=1)
+        return usual == Recipe(block_size=1, lsh_bits=1, sample_size=1, pilot_rows=1)
 
     @property
     def needs_pilot(self) -> bool:
@@ -195,8 +202,8 @@ def make_plan(
     rng : None, seed or numpy.random.Generator. Each head has a stream of its own for planes and samples, and one each
         for random orders and for the pilot, so one seed gives all recipes of one sample_size and lsh_bits the same
         noise.
-    backend : computes the hash codes; see `backends.select`. Rounding may flip a hash bit, so two backends may make
-        different plans from one seed: hand the same plan to both to compare them.
+    backend : computes the hash codes and a pilot; see `backends.select`. Rounding may flip a hash bit, so two backends
+        may make different plans from one seed: hand the same plan to both to compare them.
     enable_gqa : query heads share key heads, as in grouped-query attention; every query head gets a plan.
 
     Returns
@@ -205,58 +212,97 @@ def make_plan(
     (log2 n) / 2 at most when causal, and one panel of pilot_rows (at most 32) by n_k float64 to the memory.
     """
     chosen = backends.select(backend, q)
-    lead = np.shape(q)[:-2]
-    q, k, _, largest = inputs.measured_heads(q, k, is_causal=is_causal, enable_gqa=enable_gqa)
-    return plan_heads(
+    lead = tuple(np.shape(q)[:-2])
+    memory = memory_of(chosen)
+    q, k, _, largest = inputs.measured_heads(q, k, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
+    _ = largest.values
+    scale = inputs.resolve_scale(scale, q.shape[-1])
+    planner = Planner.of(
         q,
         k,
-        largest,
-        lead=lead,
         is_causal=is_causal,
         recipe=recipe,
         block_size=block_size,
         sample_size=sample_size,
         lsh_bits=lsh_bits,
         min_seq_len=min_seq_len,
-        scale=inputs.resolve_scale(scale, q.shape[-1]),
-        rng=rng,
+        scale=scale,
         backend=chosen,
     )
-
-
-def plan_heads(q, k, largest, *, lead, is_causal, scale, backend, recipe, min_seq_len, rng, **paper) -> Plan:
-    """`make_plan` behind the door: for what `inputs.measured_heads` returned, a number as scale, a backend."""
-    recipe = _resolve(recipe, paper)
-    if recipe.needs_pilot:
+    if planner.recipe.needs_pilot:
         inputs.logit_range(q, k, scale, largest=largest)
-    min_seq_len = inputs.count("min_seq_len", min_seq_len)
-    n_q, n_k = q.shape[-2], k.shape[-2]
+    return planner.plan(q, k, lead, rng)
 
-    def one_head(q, k, rng) -> HeadPlan:
-        planner = _Planner(recipe, backend, scale, is_causal, rng)
+
+@dataclass(frozen=True)
+class Planner:
+    """How the heads of one call are planned, past the door.
+
+    Attributes
+    ----------
+    recipe, scale, is_causal, backend : as in `make_plan`, resolved.
+    leaves : ranges (a, c) of a causal head that are exact.
+    places : (query_start, query_stop, key_start, key_stop) of each rectangle of a head.
+    """
+
+    recipe: Recipe
+    scale: float
+    is_causal: bool
+    backend: Any
+    leaves: tuple[tuple[int, int], ...]
+    places: tuple[tuple[int, int, int, int], ...]
+
+    @classmethod
+    def of(cls, q, k, *, is_causal, scale, backend, recipe, min_seq_len, **paper) -> Planner:
+        """For what `inputs.measured_heads` returned, a number as scale, a backend, and arguments of `make_plan`."""
+        recipe, min_seq_len = _resolve(recipe, paper), inputs.count("min_seq_len", min_seq_len)
+        n_q, n_k = q.shape[-2], k.shape[-2]
         if not is_causal:
-            return HeadPlan(n_q, n_k, (planner.rectangle(q, k),))
+            return cls(recipe, scale, False, backend, (), ((0, n_q, 0, n_k),))
         leaves, triples = causal_tiling(n_q, min_seq_len)
-        rectangles = tuple(planner.rectangle(q[s:c], k[a:s], query_start=s, key_start=a) for a, s, c in triples)
-        return HeadPlan(n_q, n_k, rectangles, leaves)
+        places = tuple((split, stop, start, split) for start, split, stop in triples)
+        return cls(recipe, scale, True, backend, leaves, places)
 
-    indices = list(np.ndindex(q.shape[:-2]))
-    streams = head_streams(rng, len(indices))
-    return Plan(lead, tuple(one_head(q[i], k[i], stream) for i, stream in zip(indices, streams, strict=True)))
+    @property
+    def most_draws(self) -> int:
+        """The most sampled keys that one query can meet."""
+        return self.recipe.sample_size * len(self.places)
+
+    def noise(self, rng, heads: int, d: int) -> Draw:
+        """The noise of all heads, (heads, rectangles, ...), the same that `plan` uses."""
+        draws = [self._draw(stream, d) for stream in head_streams(rng, heads)]
+        return Draw(np.stack([x.planes for x in draws]), np.stack([x.uniforms for x in draws]))
+
+    def plan(self, q, k, lead: tuple[int, ...], rng) -> Plan:
+        """The Plan of heads whose query had the leading shape `lead` at the door."""
+        indices = list(np.ndindex(q.shape[:-2]))
+        streams = head_streams(rng, len(indices))
+        return Plan(lead, tuple(self._head(q[i], k[i], stream) for i, stream in zip(indices, streams, strict=True)))
+
+    def _head(self, q, k, rng: np.random.Generator) -> HeadPlan:
+        decide = _Decisions(self, rng)
+        draws = self._draw(rng, q.shape[-1])
+        rectangles = [decide.rectangle(q, k, *one) for one in zip(self.places, draws, strict=True)]
+        return HeadPlan(len(q), len(k), tuple(rectangles), self.leaves)
+
+    def _draw(self, rng: np.random.Generator, d: int) -> Draw:
+        recipe = self.recipe
+        return Draw.sample(rng, len(self.places), d=d, lsh_bits=recipe.lsh_bits, sample_size=recipe.sample_size)
 
 
-class _Planner:
+class _Decisions:
     """Applies a recipe to the rectangles of one head."""
 
-    def __init__(self, recipe: Recipe, backend, scale: float, is_causal: bool, rng: np.random.Generator):
-        self.recipe, self.backend, self.scale, self.is_causal = recipe, backend, scale, is_causal
-        self.rng = rng
+    def __init__(self, planner: Planner, rng: np.random.Generator):
+        self.recipe, self.backend, self.scale = planner.recipe, planner.backend, planner.scale
+        self.is_causal = planner.is_causal
         self.orders_rng, self.pilot_rng = rng.spawn(2)  # takes nothing out of rng itself
 
-    def rectangle(self, q, k, *, query_start: int = 0, key_start: int = 0) -> Rectangle:
-        recipe, n_k = self.recipe, len(k)
-        draw = Draw.sample(self.rng, d=q.shape[-1], lsh_bits=recipe.lsh_bits, sample_size=recipe.sample_size)
-        views = []
+    def rectangle(self, q, k, place: tuple[int, int, int, int], draw: Draw) -> Rectangle:
+        """The rectangle at this place of a head."""
+        query_start, query_stop, key_start, key_stop = place
+        q, k = q[query_start:query_stop], k[key_start:key_stop]
+        recipe, n_k, views = self.recipe, len(k), []
         is_exact = np.zeros(n_k, dtype=bool)
         for kind in recipe.views:
             if kind == "local" and self.is_causal:
@@ -267,7 +313,7 @@ class _Planner:
             is_exact[: recipe.first_keys] = True
         masses = None
         if recipe.needs_pilot:
-            masses = pilot_column_masses(q, k, recipe.pilot_rows, self.scale, self.pilot_rng)
+            masses = pilot_column_masses(q, k, recipe.pilot_rows, self.scale, self.pilot_rng, self.backend)
             by_mass = np.argsort(-masses, kind="stable")
             is_exact[by_mass[~is_exact[by_mass]][: recipe.heavy_columns]] = True
         others = np.flatnonzero(~is_exact)
@@ -288,8 +334,9 @@ class _Planner:
             return np.arange(len(q)), np.arange(len(k))
         if kind == "random":
             return self.orders_rng.permutation(len(q)), self.orders_rng.permutation(len(k))
-        sides = (q, k) if kind == "sort_lsh" else (_centred(q), _centred(k))
-        query_codes, key_codes = (self._narrow(self.backend.hash_codes(x, draw.planes)) for x in sides)
+        memory = memory_of(self.backend)
+        sides = (q, k) if kind == "sort_lsh" else (memory.centred(q), memory.centred(k))
+        query_codes, key_codes = (self._narrow(memory.to_host(self.backend.hash_codes(x, draw.planes))) for x in sides)
         return np.argsort(query_codes, kind="stable"), np.argsort(key_codes, kind="stable")
 
     def _narrow(self, codes):
@@ -308,13 +355,6 @@ def _sample(draw: Draw, keys: np.ndarray, masses: np.ndarray | None) -> tuple[np
     p = (roots / roots.sum() + 1 / n) / 2
     drawn = np.searchsorted(np.cumsum(p)[:-1], draw.uniforms, side="right")  # the last cut is 1, whatever the rounding
     return keys[drawn], -np.log(m * p[drawn])
-
-
-def _centred(x: np.ndarray) -> np.ndarray:
-    """A positive multiple of the rows less their mean, in float64; its hash codes do not depend on the factor."""
-    x = x.astype(np.float64)
-    x /= max(np.abs(x).max(), np.finfo(np.float64).tiny)  # so that neither sum nor difference overflows
-    return x - x.mean(axis=0)
 
 
 def _resolve(recipe, paper: dict[str, Any]) -> Recipe:

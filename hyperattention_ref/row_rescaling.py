@@ -6,10 +6,13 @@ import math
 
 import numpy as np
 
+from hyperattention_ref.memory import memory_of
+from hyperattention_ref.row_sums import draws_met, mask_of_rows
+
 PILOT_SIZE = 128
 
 
-def seen_log_row_sums(log_a, mask, n_k: int) -> np.ndarray:
+def pilot_log_row_sums(q, k, mask, keys, *, scale: float, is_causal: bool = False, backend) -> np.ndarray:
     """Estimate log R_i of every row from the same few keys, drawn uniformly with replacement.
 
     Derived: page "theory", row rescaling. With pilot keys r_1 .. r_p row i gets the logarithm of
@@ -18,28 +21,28 @@ def seen_log_row_sums(log_a, mask, n_k: int) -> np.ndarray:
 
     Parameters
     ----------
-    log_a : (n_q, p) float64 array, the pilot's columns of log A = scale * Q K^T; -inf where a pair does not exist. The
-        keys come from a stream of their own, and the draws must not be used for anything else.
-    mask : (n_q, p) boolean array, the same columns of M; True marks a large entry, which has no part in R.
-    n_k : number of keys from which the p were drawn.
+    q, k : (n_q, d) and (n_k, d) arrays in the memory of the backend.
+    mask : M, as `row_sums.large_entries` returns it, or None; a large entry has no part in R.
+    keys : (p,) pilot keys, from a stream of their own; the draws must not be used for anything else.
+    scale : multiplies the logits.
+    is_causal : pairs j > i do not exist.
+    backend : does the arithmetic.
 
     Returns
     -------
-    (n_q,) float64 array, -inf for a row whose pilot keys are all masked or absent; `with_median` settles these. Rows do
-    not depend on each other.
+    (n_q,) host array, of the working dtype or float64. Rows do not depend on each other, but for those whose pilot keys
+    are all masked or absent: they get the median of the others, or 0.0 if there is none. A row of which the pilot saw
+    nothing may be scaled by any positive factor, and a typical one does least harm.
 
-    Cost: n_q p operations.
+    Cost: n_q p d operations.
     """
-    from scipy.special import logsumexp
-
-    return logsumexp(np.where(mask, -np.inf, log_a), axis=1) + math.log(n_k / log_a.shape[1])
-
-
-def with_median(log_sums) -> np.ndarray:
-    """`log_sums` with the median of the finite ones, or 0.0, in place of -inf.
-
-    A row of which the pilot saw nothing may be scaled by any positive factor, and a typical one does least harm.
-    """
+    memory = memory_of(backend)
+    log_sums = np.full(len(q), -np.inf)
+    for rows, met in draws_met(keys, len(q), is_causal):
+        marked = mask_of_rows(mask, np.arange(rows.start, rows.stop)) if is_causal else mask
+        no_caps = np.full(rows.stop - rows.start, np.inf)
+        sums, _ = backend.capped_sums(q[rows], k, marked, keys[met], no_caps, scale=scale)
+        log_sums[rows] = memory.to_host(sums)
+    log_sums += math.log(len(k) / len(keys))
     informed = np.isfinite(log_sums)
-    fallback = np.median(log_sums[informed]) if informed.any() else 0.0
-    return np.where(informed, log_sums, fallback)
+    return np.where(informed, log_sums, np.median(log_sums[informed]) if informed.any() else 0.0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hyperattention_ref.block_mask import BlockMask, dense_mask
+from hyperattention_ref.memory import Memory, memory_of
 from hyperattention_ref.plan import HeadPlan, Plan, Rectangle
 
 if TYPE_CHECKING:
@@ -23,15 +25,15 @@ class RowSums:
     Attributes
     ----------
     backend : does the arithmetic.
-    q, k : (n_q, d) and (n_k, d) float64 arrays.
+    q, k : (n_q, d) and (n_k, d) float64 arrays, in the memory of the backend.
     mask : M, what `large_entries` returned.
     scale : multiplies the logits.
     log_pilot : (n_q,) float64 array.
     """
 
     backend: Backend
-    q: np.ndarray
-    k: np.ndarray
+    q: Any
+    k: Any
     mask: Rectangle | np.ndarray
     scale: float
     log_pilot: np.ndarray
@@ -41,16 +43,19 @@ class RowSums:
         if isinstance(self.mask, Rectangle):
             n_q, n_k = self.mask.n_q, self.mask.n_k
             plan = Plan((), (HeadPlan(n_q, n_k, (self.mask,)),))
-            _, log_h = self.backend.planned_attention(self.q, self.k, np.zeros((n_k, 1)), plan, scale=self.scale)
+            nothing = self.memory.from_host(np.zeros((n_k, 1)), like=self.k)
+            _, log_h = self.backend.planned_attention(self.q, self.k, nothing, plan, scale=self.scale)
+            log_h = self.memory.to_host(log_h)
         else:
-            log_h = self._outside(~self.mask, slice(None))
+            log_h = self._outside(~self.mask, self.q)
         return log_h - self.log_pilot
 
     def unmasked(self, rows) -> np.ndarray:
         """(t,) R_i = Σ_j (1 - M_ij) (E A)_ij of these rows, in O(t n_k d)."""
         if rows.size == 0:
             return np.empty(0)
-        return self._outside(_rows(self.mask, rows), rows) - self.log_pilot[rows]
+        queries = self.memory.copy(self.q, "float64", rows=rows)
+        return self._outside(mask_of_rows(self.mask, rows), queries) - self.log_pilot[rows]
 
     def capped(self, keys, log_caps) -> tuple[np.ndarray, np.ndarray]:
         """(n_q,) Σ_r (1 - M_{i,keys_r}) min((E A)_{i,keys_r}, C_i), and how many of these entries exceed C_i.
@@ -60,12 +65,16 @@ class RowSums:
         log_sums, n_capped = self.backend.capped_sums(
             self.q, self.k, self.mask, keys, log_caps + self.log_pilot, scale=self.scale
         )
-        return log_sums - self.log_pilot, n_capped
+        return self.memory.to_host(log_sums) - self.log_pilot, self.memory.to_host(n_capped)
 
-    def _outside(self, marked, rows) -> np.ndarray:
-        """The sums of these rows of A over what `marked` does not mark."""
-        sums = self.backend.attention_sums(self.q[rows], self.k, marked, scale=self.scale, is_causal=False)
-        return sums.log_unmasked
+    @property
+    def memory(self) -> Memory:
+        return memory_of(self.backend)
+
+    def _outside(self, marked, queries) -> np.ndarray:
+        """The sums over what `marked` does not mark, of the rows of A that belong to these queries."""
+        sums = self.backend.attention_sums(queries, self.k, marked, scale=self.scale, is_causal=False)
+        return self.memory.to_host(sums.log_unmasked)
 
 
 def large_entries(mask, n_q: int, n_k: int) -> Rectangle | np.ndarray:
@@ -88,10 +97,10 @@ def large_entries(mask, n_q: int, n_k: int) -> Rectangle | np.ndarray:
     return Rectangle(n_q, n_k, mask.views, mask.exact_keys)
 
 
-def _rows(mask, rows) -> Rectangle | np.ndarray:
-    """These rows of a mask, as a mask."""
+def mask_of_rows(mask, rows) -> Rectangle | np.ndarray | None:
+    """These rows of a mask, as a mask; None, the mask of nothing, stays."""
     if not isinstance(mask, Rectangle):
-        return mask[rows]
+        return None if mask is None else mask[rows]
     views = []
     for view in mask.views:
         blocks = view.query_blocks()[rows]
@@ -112,3 +121,19 @@ def covered_rows(mask) -> np.ndarray:
     for i in np.flatnonzero(covered):  # a pair that several views hold was counted by each: look at the row itself
         covered[i] = mask.rows([i]).all()
     return covered
+
+
+def draws_met(drawn: np.ndarray, n_q: int, is_causal: bool) -> Iterator[tuple[slice, np.ndarray]]:
+    """Queries, and the numbers of the draws that they meet: all, or if causal those of keys up to the query itself.
+
+    Derived: the causal queries between two neighbouring drawn keys meet the same draws, so one call of a backend serves
+    them all. Queries that meet none are left out.
+    """
+    order = np.argsort(drawn, kind="stable")
+    if not is_causal:
+        yield slice(0, n_q), order
+        return
+    starts = np.unique(drawn)
+    counts = np.searchsorted(drawn[order], starts, side="right")
+    for a, c, m in zip(starts.tolist(), [*starts[1:].tolist(), n_q], counts.tolist(), strict=True):
+        yield slice(a, c), order[:m]

@@ -455,6 +455,7 @@ NEED_MORE_EXAMPLES = {
     HeadsInColumnMajorOrder,
     NoisyWithinTheDerivedBound,
     DrawsOfTheRectangleExcluded,
+    MaskedDrawsCountedAsCapped,
     CappedSumsNoisyWithinTheDerivedBound,
 }
 

@@ -10,7 +10,7 @@ from .cuda_emulation.device import HERE, SCHEDULES, SOURCES, EmulatedDevice, Ker
 pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 
 
-def run(name, *args, threads=64, shared_bytes, schedule="forwards"):
+def run(name, *args, threads=64, shared_bytes=0, schedule="forwards"):
     device = EmulatedDevice(schedule, sources=HERE, flags=(f"-I{SOURCES}",))
     pointers = [np.uint64(x.ctypes.data) if isinstance(x, np.ndarray) else np.int32(x) for x in args]
     device.launch(Kernel("probes.cu", name, ()), (1, 1), threads, shared_bytes, pointers)
@@ -60,6 +60,46 @@ def test_a_wrong_copy_is_refused(fault, message):
 def test_lanes_that_part_are_a_deadlock(leave, schedule):
     with pytest.raises(KernelError, match=r"deadlock: .*shuffle"):
         run("parted", np.zeros(64, np.float32), leave, shared_bytes=4, schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_match_finds_the_lanes_of_a_warp_with_the_same_number(schedule):
+    x = np.random.default_rng(0).integers(-3, 4, 64).astype(np.int32)
+    same = np.zeros(64, np.uint32)
+    run("matched", x, same, -1, schedule=schedule)
+    equal = (x.reshape(2, 32, 1) == x.reshape(2, 1, 32)) @ (1 << np.arange(32))
+    np.testing.assert_array_equal(same, equal.ravel())
+
+
+def test_a_match_of_some_lanes_is_refused():
+    with pytest.raises(KernelError, match="matches of whole warps only"):
+        run("matched", np.zeros(64, np.int32), np.zeros(64, np.uint32), 1)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_bits_are_counted_and_the_largest_number_wins(schedule):
+    x = np.random.default_rng(1).integers(2**32, size=64, dtype=np.uint32)
+    bits, largest = np.zeros(64, np.int32), np.zeros(1, np.uint32)
+    run("counted", x, bits, largest, schedule=schedule)
+    assert bits.tolist() == [int(number).bit_count() for number in x]
+    assert largest == x.max() > 2**31  # not a signed number
+    run("counted", x, bits, largest := np.full(1, 2**32 - 1, np.uint32))
+    assert largest == 2**32 - 1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_barrier_of_a_warp_orders_its_memory(schedule):
+    result = np.zeros(64, np.float32)
+    run("lane_neighbour", result, 0, shared_bytes=256, schedule=schedule)
+    np.testing.assert_array_equal(result % 32, (np.arange(64) + 17) % 32)
+    run("lane_neighbour", result, 1, shared_bytes=256, schedule=schedule)
+    assert np.isnan(result).any()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_lanes_that_wait_for_different_things_are_refused(schedule):
+    with pytest.raises(KernelError, match="while other lanes wait in"):
+        run("parted_warp", np.zeros(64, np.uint32), schedule=schedule)
 
 
 def test_shared_memory_has_the_size_of_the_launch():

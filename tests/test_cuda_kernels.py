@@ -3,11 +3,6 @@
 What runs is the source of `backends/cuda` and the launcher of the backend `cupy`; only the device is emulated.
 """
 
-import os
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +15,19 @@ from hyperattention_ref.backends import reference
 from hyperattention_ref.backends.conformance import check_backend, plans
 from hyperattention_ref.backends.conformance_inputs import AttentionInputs
 
-from .cuda_emulation.battery import battery, from_bfloat, judge, on_storage, to_bfloat
-from .cuda_emulation.device import SCHEDULES, SOURCES, EmulatedBackend, EmulatedDevice, KernelError, missing_compiler
+from .cuda_emulation.battery import battery, judge, on_storage
+from .cuda_emulation.bugs import Bug, no_barrier, planted, run_sanitized
+from .cuda_emulation.device import (
+    SCHEDULES,
+    SOURCES,
+    EmulatedArray,
+    EmulatedBackend,
+    EmulatedDevice,
+    KernelError,
+    from_bfloat,
+    missing_compiler,
+    to_bfloat,
+)
 
 pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 TENSOR_HEADS = ((16, 16), (24, 40), (72, 64), (136, 16))
@@ -49,7 +55,7 @@ def test_every_width_of_values(dtype, d_v):
     rng = np.random.default_rng(d_v)
     q, k, v = (rng.standard_normal((70, d)).astype(dtype) for d in (256, 256, d_v))
     one = AttentionInputs(q, k, v, 1 / 16, True)
-    exact, results = one.call(reference.Reference()), one.call(EmulatedBackend())
+    exact, results = one.call(reference.Reference()), on_storage(one, EmulatedBackend(), "float32")
     for name, bound in one.bounds(exact, {"out": dtype, "lse": dtype}).items():
         assert np.all(np.abs(results[name] - exact[name]) <= bound)
 
@@ -57,15 +63,16 @@ def test_every_width_of_values(dtype, d_v):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_order_of_threads_changes_no_bit(schedule):
     for one in battery():
-        expected, found = (one.call(EmulatedBackend(device=EmulatedDevice(s, seed=7))) for s in ("forwards", schedule))
+        backends = (EmulatedBackend(device=EmulatedDevice(s, seed=7)) for s in ("forwards", schedule))
+        expected, found = (on_storage(one, backend, "float32") for backend in backends)
         for name, x in expected.items():
             assert x.tobytes() == found[name].tobytes()
 
 
 def test_wrong_shared_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("hyperattention_ref.backends.cuda_launcher._weighted_bytes", lambda x, width: 4096)
+    monkeypatch.setattr("hyperattention_ref.backends.cuda_launcher.weighted_bytes", lambda x, width: 4096)
     with pytest.raises(KernelError, match=r"attend: block \(0, 0\), thread 0: the kernel needs \d+ bytes"):
-        battery()[0].call(EmulatedBackend())
+        on_storage(battery()[0], EmulatedBackend(), "float32")
 
 
 # --- Tensor cores ----------------------------------------------------------------------------------------------------
@@ -136,7 +143,8 @@ def test_tensor_cores_take_float16():
     rng = np.random.default_rng(1)
     q, k, v = (rng.standard_normal((90, d)).astype(np.float16) for d in (32, 32, 48))
     backend = EmulatedBackend("tensor")
-    out, _ = backend.exact_attention(q, k, v, scale=0.2, is_causal=True)
+    on_device = (backend.memory.from_host(x) for x in (q, k, v))
+    out, _ = backend.exact_attention(*on_device, scale=0.2, is_causal=True)
     exact, _ = reference.Reference().exact_attention(q, k, v, scale=0.2, is_causal=True)
     spread, _ = reference.Reference().exact_attention(q, k, np.abs(v), scale=0.2, is_causal=True)
     assert backend.device.launched == ["attend_tensor"]
@@ -147,23 +155,7 @@ def test_tensor_cores_take_float16():
 # --- Planted bugs ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Bug:
-    """A change to one source, and the storage whose kernels it touches."""
-
-    file: str
-    old: str
-    new: str = ""
-    storage: tuple[str, ...] = field(default=("float32",))
-
-
 BOTH, TENSOR = ("float32", "bfloat16"), ("bfloat16",)
-
-
-def no_barrier(file: str, reason: str, storage=("float32",)) -> Bug:
-    """The barrier with this comment left out."""
-    return Bug(file, f"__syncthreads();  // {reason}", f"// {reason}", storage)
-
 
 BUGS = {
     "operands are read before they are written": no_barrier("tile.cuh", "the buffers are filled"),
@@ -209,15 +201,6 @@ QUICK = (  # the others take as long and are much alike
 )
 
 
-def planted(bug: Bug, folder: Path) -> Path:
-    """The sources with the bug in them."""
-    sources = Path(shutil.copytree(SOURCES, folder / "cuda"))
-    text = (sources / bug.file).read_text()
-    assert bug.old in text
-    (sources / bug.file).write_text(text.replace(bug.old, bug.new))
-    return sources
-
-
 def survives(sources: Path, storage: str, schedule: str) -> bool:
     """Whether the battery finds nothing wrong with these sources in this order of threads."""
     device = EmulatedDevice(schedule, 3, sources, flags=("-Wno-error",))  # a bug may leave a parameter unused
@@ -259,20 +242,9 @@ print("all addresses are fine")
 """
 
 
-def run_sanitized(sources: Path) -> subprocess.CompletedProcess:
-    """The battery under AddressSanitizer, in a process of its own."""
-    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    if not Path(library.stdout.strip()).is_absolute():
-        pytest.skip("g++ comes without AddressSanitizer (libasan)")
-    root = Path(__file__).parent.parent
-    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "LD_PRELOAD": library.stdout.strip()}
-    command = [sys.executable, "-c", SANITIZED, str(sources)]
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
-
-
 @pytest.mark.slow
 def test_every_address_is_within_its_array():
-    result = run_sanitized(SOURCES)
+    result = run_sanitized(SANITIZED, SOURCES)
     assert result.stdout.strip() == "all addresses are fine", result.stderr[-3000:]
 
 
@@ -288,7 +260,7 @@ OUTSIDE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_an_address_outside_is_caught(name, tmp_path):
-    result = run_sanitized(planted(OUTSIDE[name], tmp_path))
+    result = run_sanitized(SANITIZED, planted(OUTSIDE[name], tmp_path))
     assert result.returncode != 0
     assert "ERROR: AddressSanitizer: heap-buffer-overflow" in result.stderr
 
@@ -297,5 +269,8 @@ def test_the_library_is_the_same_through_the_public_door():
     """hyper_attention with the emulated backend is hyper_attention."""
     q, k, v = np.random.default_rng(0).standard_normal((3, 2, 100, 16)).astype(np.float32)
     plan = hr.make_plan(q, k, block_size=16, sample_size=16, rng=0)
-    found = hr.hyper_attention(q, k, v, plan=plan, backend=EmulatedBackend())
+    backend = EmulatedBackend()
+    on_device = (backend.memory.from_host(x) for x in (q, k, v))
+    found = hr.hyper_attention(*on_device, plan=plan, backend=backend)
+    assert isinstance(found, EmulatedArray)
     np.testing.assert_allclose(found, hr.hyper_attention(q, k, v, plan=plan, backend="reference"), atol=1e-5)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hyperattention_ref.backends import cuda_compile
-from hyperattention_ref.backends.cuda_compile import compile_kernel, portable_kernels, tensor_kernels
+from hyperattention_ref.backends.cuda_compile import SORTING, compile_kernel, portable_kernels, tensor_kernels
 from hyperattention_ref.backends.cuda_launcher import Kernel, tensor_kernel
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu_cuda.md"
@@ -28,10 +28,11 @@ def nvrtc_version():
 VERSION = nvrtc_version()
 pytestmark = pytest.mark.skipif(isinstance(VERSION, str), reason=str(VERSION))
 
-PORTABLE = portable_kernels("float32") + portable_kernels("float64") + portable_kernels("bfloat16")[:4]
+PORTABLE = [*portable_kernels("float32"), *portable_kernels("float64"), *portable_kernels("bfloat16")[:9], *SORTING]
 TENSOR = [*tensor_kernels("bfloat16"), tensor_kernel("float16", 64, 64)[0]]
 QUICK = [
     *(kernel for kernel in portable_kernels("float32") if not kernel.defines[1:] or "WIDTH=64" in kernel.defines),
+    *SORTING,
     tensor_kernel("bfloat16", 64, 64)[0],
 ]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import hyperattention_ref as hr
 from hyperattention_ref.backends import get_backend
 from hyperattention_ref.backends.error_bound import error_bounds, head_terms
+from hyperattention_ref.backends.reference import Reference
 from hyperattention_ref.measures.mask_mass import captured_mass
 from hyperattention_ref.measures.oracle import oracle_attention, oracle_mask
 from hyperattention_ref.measures.pilot import pilot_column_masses
@@ -66,8 +67,9 @@ def test_default_plan_is_planes_then_uniforms_from_one_stream_per_head(n, is_cau
     options = {"block_size": 5, "sample_size": 7, "lsh_bits": 6}
     plan = make_plan(q, k, is_causal=is_causal, min_seq_len=8, rng=seed, **options)
     for h, stream in enumerate(np.random.default_rng(seed).spawn(2)):
-        for r in plan.heads[h].rectangles:
-            planes, uniforms = stream.standard_normal((6, 4)), stream.random(7)
+        rectangles = plan.heads[h].rectangles
+        noise = stream.standard_normal((len(rectangles), 6, 4)), stream.random((len(rectangles), 7))
+        for r, planes, uniforms in zip(rectangles, *noise, strict=True):
             rows = q[h][r.query_start : r.query_start + r.n_q], k[h][r.key_start : r.key_start + r.n_k]
             query_order, key_order = (np.argsort(hr.hamming_sorted_lsh(x, planes), kind="stable") for x in rows)
             (view,) = r.views
@@ -266,7 +268,7 @@ def test_a_pilot_that_sees_no_mass_elsewhere_leaves_the_uniform_law():
 @given(n_q=st.integers(1, 80), n_k=st.integers(1, 30), logits=st.sampled_from([1, 80, 500]))
 def test_a_pilot_of_all_rows_gives_the_column_norms(n_q, n_k, logits):
     q, k, _ = problem(n_q, n_k, size=logits**0.5)
-    masses = pilot_column_masses(q, k, 10**6, 0.3, np.random.default_rng(0))
+    masses = pilot_column_masses(q, k, 10**6, 0.3, np.random.default_rng(0), Reference())
     expected = (hr.attention_probabilities(q, k, scale=0.3) ** 2).mean(axis=0)
     np.testing.assert_allclose(masses, expected, rtol=1e-11, atol=1e-300)
 
@@ -274,14 +276,14 @@ def test_a_pilot_of_all_rows_gives_the_column_norms(n_q, n_k, logits):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_the_pilot_computes_in_float64(dtype):
     q, k, _ = problem(40, 9, dtype=dtype)
-    masses = pilot_column_masses(q, k, 8, 0.3, np.random.default_rng(0))
-    wide = pilot_column_masses(q.astype(np.float64), k.astype(np.float64), 8, 0.3, np.random.default_rng(0))
+    pairs = (q, k), (q.astype(np.float64), k.astype(np.float64))
+    masses, wide = (pilot_column_masses(*x, 8, 0.3, np.random.default_rng(0), Reference()) for x in pairs)
     assert np.array_equal(masses, wide)
 
 
 def test_the_pilot_is_unbiased_over_its_rows():
     q, k, _ = problem(4, 5)
-    by_pilot = {pilot_column_masses(q, k, 1, 0.5, np.random.default_rng(s)).tobytes() for s in range(100)}
+    by_pilot = {pilot_column_masses(q, k, 1, 0.5, np.random.default_rng(s), Reference()).tobytes() for s in range(100)}
     expected = hr.attention_probabilities(q, k, scale=0.5) ** 2
     assert len(by_pilot) == 4  # one row each
     np.testing.assert_allclose(np.mean([np.frombuffer(x) for x in by_pilot], axis=0), expected.mean(axis=0), rtol=1e-12)

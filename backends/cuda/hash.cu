@@ -2,18 +2,17 @@
 // pattern in the Gray sequence.
 //
 // A row is first multiplied by the power of two that brings its largest entry into [1/2, 1): signs stay, and no product
-// leaves the range of the type. The planes come scaled. A block takes 64 rows of one head; all planes fit one tile.
+// leaves the range of the type. The planes, (sets, n_planes, d), come scaled. A block takes 64 rows of one Side. Half a
+// warp takes four of them: thread x has the columns x, x + 16, .. and takes eight planes at a time, so that a row is
+// read once from memory, and from the cache when its products are made; the 32 sums of a thread are then added up over
+// the half warp. Nothing passes through shared memory.
 //
-// Grid (heads, tiles of 64 rows), 256 threads. Shared memory: sizeof(Tile).
+// Grid (sides, tiles of 64 rows of the longest side), 256 threads. No shared memory.
 #include "tile.cuh"
 
 typedef Arithmetic<STORAGE>::Real Real;
 
-struct Tile {
-    Operands<Real> operands;
-    int exponent[ROWS];
-    unsigned char sign[ROWS][COLUMNS];
-};
+constexpr int PART = 4, GROUP = 8;  // rows and planes of a thread at a time
 
 __device__ inline int exponent_of(float x) {
     int exponent;
@@ -25,45 +24,77 @@ __device__ inline int exponent_of(double x) {
     frexp(x, &exponent);
     return exponent;
 }
-__device__ inline float shifted(float x, int exponent) { return ldexpf(x, exponent); }
-__device__ inline double shifted(double x, int exponent) { return ldexp(x, exponent); }
+__device__ inline float two_to(int exponent, float) { return ldexpf(1.f, exponent); }
+__device__ inline double two_to(int exponent, double) { return ldexp(1., exponent); }
 
-extern "C" __global__ void __launch_bounds__(THREADS, (BLOCKS<Real, 0>))
-    hash_codes(const STORAGE *x_data, const long long *x_layout, const Real *planes, int n, int d, int n_planes,
-               long long *codes) {
-    SHARED(Tile, tile);
-    const int start = blockIdx.y * ROWS, x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
-    const Matrix<STORAGE> rows(x_data, x_layout, blockIdx.x, start);
-    const int n_rows = smaller(ROWS, n - start);
+// The powers of two for this thread's rows, each as two factors: one alone may be out of range.
+__device__ inline void scales_of(const Matrix<STORAGE> &rows, int n_rows, int d, Real (&first)[PART],
+                                 Real (&second)[PART]) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {  // the 16 threads of a row look for its largest entry
-        const int row = 4 * y + r;
+    for (int r = 0; r < PART; ++r) {
         Real largest = 0;
-        if (row < n_rows)
-            for (int j = x; j < d; j += SIDE) {
-                const Real entry = widen(*rows.at(row, j));
+        if (r < n_rows)
+            for (int j = threadIdx.x % SIDE; j < d; j += SIDE) {
+                const Real entry = widen(*rows.at(r, j));
                 largest = larger(largest, larger(entry, -entry));
             }
-        largest = row_largest(largest);
-        if (x == 0) tile.exponent[row] = exponent_of(largest);
+        const int exponent = -exponent_of(row_largest(largest));
+        first[r] = two_to(exponent / 2, Real());
+        second[r] = two_to(exponent - exponent / 2, Real());
     }
-    Real products[4][4];
-    multiply(
-        tile.operands, d,
-        [&](int row, int j) { return row < n_rows ? shifted(widen(*rows.at(row, j)), -tile.exponent[row]) : Real(0); },
-        [&](int plane, int j) { return plane < n_planes ? planes[plane * d + j] : Real(0); }, products);
+}
+
+// Adds up the sums of the 16 threads of half a warp: in each step a thread keeps one half of them and gives the other
+// half to the thread LANE away. Thread x is left with the sums 2 x and 2 x + 1, as the first two.
+template <int LANE> __device__ inline void add_up(Real (&sums)[PART * GROUP]) {
+    constexpr int KEPT = PART * GROUP / SIDE * LANE;
+    const bool keeps_upper = threadIdx.x & LANE;
 #pragma unroll
-    for (int r = 0; r < 4; ++r)
-#pragma unroll
-        for (int c = 0; c < 4; ++c) tile.sign[4 * y + r][4 * x + c] = products[r][c] > 0;
-    __syncthreads();  // all signs are there
-    const int row = threadIdx.x;
-    if (row >= n_rows) return;
-    long long rank = 0;
-    int bit = 0;
-    for (int plane = 0; plane < n_planes; ++plane) {  // bit p of the rank is the exclusive or of the signs 0 .. p
-        bit ^= tile.sign[row][plane];
-        rank = 2 * rank + bit;
+    for (int i = 0; i < KEPT; ++i) {
+        const Real lower = sums[i], upper = sums[i + KEPT];
+        sums[i] = (keeps_upper ? upper : lower) + __shfl_xor_sync(ALL_LANES, keeps_upper ? lower : upper, LANE);
     }
-    codes[static_cast<long long>(blockIdx.x) * n + start + row] = rank;
+    if constexpr (LANE > 1) add_up<LANE / 2>(sums);
+}
+
+// The rank of a bit pattern in the Gray sequence: bit p is the exclusive or of the bits from the top one down to p.
+__device__ inline unsigned long long gray_rank(unsigned long long pattern) {
+#pragma unroll
+    for (int shift = 1; shift < 64; shift *= 2) pattern ^= pattern >> shift;
+    return pattern;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, (sizeof(Real) == 4 ? 3 : 1))
+    hash_codes(const STORAGE *x_data, const long long *x_layout, const Side *sides, const Real *planes, int d,
+               int n_planes, long long *codes) {
+    const Side side = sides[blockIdx.x];
+    if (blockIdx.y * ROWS >= side.n) return;
+    const int x = threadIdx.x % SIDE, start = blockIdx.y * ROWS + threadIdx.x / SIDE * PART;
+    const int n_rows = static_cast<int>(side.n) - start;  // that are left
+    const Matrix<STORAGE> rows(x_data, x_layout, side.head, side.start + start);
+    planes += side.planes * n_planes * d;
+    Real first[PART], second[PART];
+    scales_of(rows, n_rows, d, first, second);
+    unsigned long long pattern = 0;  // of row x / 4, the first plane on top
+    int plane = 0;
+    for (; plane < n_planes; plane += GROUP) {
+        Real sums[PART * GROUP] = {};
+        for (int j = x; j < d; j += SIDE) {
+            Real normal[GROUP];
+#pragma unroll
+            for (int p = 0; p < GROUP; ++p) normal[p] = plane + p < n_planes ? planes[(plane + p) * d + j] : Real(0);
+#pragma unroll
+            for (int r = 0; r < PART; ++r) {
+                const Real entry = r < n_rows ? widen(*rows.at(r, j)) * first[r] * second[r] : Real(0);
+#pragma unroll
+                for (int p = 0; p < GROUP; ++p) sums[r * GROUP + p] += entry * normal[p];
+            }
+        }
+        add_up<SIDE / 2>(sums);  // thread x has the row x / 4 and the planes 2 (x % 4) and the next one
+        int signs = ((sums[0] > 0) * 2 + (sums[1] > 0)) << (GROUP - 2 - 2 * (x % 4));
+        signs |= __shfl_xor_sync(ALL_LANES, signs, 1);
+        signs |= __shfl_xor_sync(ALL_LANES, signs, 2);
+        pattern = pattern << GROUP | signs;
+    }
+    if (x % 4 == 0 && x / 4 < n_rows) codes[side.codes + start + x / 4] = gray_rank(pattern >> (plane - n_planes));
 }

@@ -26,6 +26,7 @@ __device__ inline unsigned short half_of_float(float x) {
 
 __device__ inline unsigned int bits_of_float(float x) { return __float_as_uint(x); }
 __device__ inline float float_of_bits(unsigned int bits) { return __uint_as_float(bits); }
+__device__ inline unsigned long long bits_of_double(double x) { return __double_as_longlong(x); }
 #endif
 
 struct Half {
@@ -50,11 +51,22 @@ __device__ inline float widen(Bfloat x) { return float_of_bits(static_cast<unsig
 __device__ inline void narrow(double x, double &result) { result = x; }
 __device__ inline void narrow(float x, float &result) { result = x; }
 __device__ inline void narrow(float x, Half &result) { result.bits = half_of_float(x); }
-// Finite x only. Rounds to nearest even: half a unit of the kept bits is added, one less where the last is even.
+// Rounds to nearest even: half a unit of the kept bits is added, one less where the last is even. NaN would overflow.
 __device__ inline void narrow(float x, Bfloat &result) {
     const unsigned int bits = bits_of_float(x);
-    result.bits = static_cast<unsigned short>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+    result.bits = static_cast<unsigned short>(x != x ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
+
+// A float that is rounded once more: the float next to x towards zero, its last bit set if it is not x itself. The
+// second rounding then goes where that of x would go, since no tie is made and none is lost.
+__device__ inline float rounded_to_odd(double x) {
+    const float nearest = static_cast<float>(x);
+    if (nearest == x) return nearest;
+    return float_of_bits((bits_of_float(nearest) - (fabs(nearest) > fabs(x))) | 1u);
+}
+__device__ inline void narrow(double x, float &result) { result = static_cast<float>(x); }
+__device__ inline void narrow(double x, Half &result) { narrow(rounded_to_odd(x), result); }
+__device__ inline void narrow(double x, Bfloat &result) { narrow(rounded_to_odd(x), result); }
 
 __device__ inline float power_of_two(float x) { return exp2f(x); }
 __device__ inline double power_of_two(double x) { return exp2(x); }
@@ -68,6 +80,8 @@ __device__ inline float smaller(float x, float y) { return fminf(x, y); }
 __device__ inline double smaller(double x, double y) { return fmin(x, y); }
 __device__ inline int larger(int x, int y) { return x > y ? x : y; }
 __device__ inline int smaller(int x, int y) { return x < y ? x : y; }
+__device__ inline unsigned int larger(unsigned int x, unsigned int y) { return x > y ? x : y; }
+__device__ inline unsigned long long larger(unsigned long long x, unsigned long long y) { return x > y ? x : y; }
 
 constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
 constexpr unsigned int ALL_LANES = 0xffffffffu;

@@ -28,6 +28,24 @@ struct Sweep {
     long long first, last;               // whether its queries start anew, and whether they are finished by it
 };
 
+// Rows that are hashed together: one side of a rectangle (or of a whole head) and its set of hyperplanes.
+struct Side {
+    long long head;
+    long long start, n;  // its rows within the head
+    long long planes;    // number of the set
+    long long codes;     // place of its first code in the array of codes
+};
+
+// A run of codes that is sorted: those of one Side. Its rows are numbered from 0.
+struct Run {
+    long long n;                   // its length
+    long long codes;               // place of its first code
+    long long order;               // position of its order: the row at each sorted place
+    long long blocks;              // position of its block numbers, in the order of the rows
+    long long others, block_size;  // the row at place p belongs to block floor(floor(p others / n) / block_size)
+    long long counts;              // place of its counts of digits in their table, 256 for each 4096 rows
+};
+
 // One head of an array (heads, n, d) with any strides. `layout` is: stride of rows, stride of columns, then the place
 // of each head, in elements.
 template <class Storage> struct Matrix {

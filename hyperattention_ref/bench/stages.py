@@ -16,7 +16,6 @@ from hyperattention_ref import backends, inputs
 from hyperattention_ref.bench.cases import WHOLE, BenchSettings, Contestant, Heads, planned, prepare
 from hyperattention_ref.bench.timing import take_turns
 from hyperattention_ref.block_mask import BlockMask
-from hyperattention_ref.draw import Draw
 from hyperattention_ref.plan import Plan, Rectangle
 from hyperattention_ref.recipe import Recipe
 
@@ -79,7 +78,7 @@ def _calls(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, Cal
 def _hash(backend, heads: Heads, plan: Plan, seed: int) -> Callable[[], None]:
     """Hash what `make_plan` hashes: the queries and keys of every rectangle, on planes of the same shape."""
     q, k = heads.query, heads.key
-    planes = Draw.sample(np.random.default_rng(seed), d=q.shape[-1], lsh_bits=Recipe().lsh_bits, sample_size=0).planes
+    planes = np.random.default_rng(seed).standard_normal((Recipe().lsh_bits, q.shape[-1]))
 
     def run():
         for h, head in enumerate(plan.heads):

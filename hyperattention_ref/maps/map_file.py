@@ -28,6 +28,7 @@ import numpy as np
 
 from hyperattention_ref import inputs
 from hyperattention_ref.maps.array_files import layout
+from hyperattention_ref.memory import HOST
 from hyperattention_ref.results import Result
 
 FORMAT = 1
@@ -324,7 +325,7 @@ class _Place(NamedTuple):
 def _check_parts(where: str, parts: dict, is_causal) -> None:
     """Refuse query, key and value whose types or shapes do not fit together."""
     for name, (dtype, shape) in parts.items():
-        if getattr(dtype, "type", None) not in inputs.FLOAT_TYPES:
+        if getattr(dtype, "name", None) not in HOST.dtypes:
             raise TypeError(f"{name} of {where} has dtype {dtype}; it must be float16, float32 or float64: convert it")
         if len(shape) not in (2, 3) or 0 in shape:
             raise ValueError(f"{name} of {where} has shape {shape}; it must be (heads, n, d) or (n, d), not empty")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from hyperattention_ref.results import Result
+
+ARRAYS = ("log_total", "log_unmasked", "column_sums", "column_squares", "entropy")
+"""The fields of `AttentionSums` that are arrays, in the memory of the backend; the others are floats."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,10 +27,10 @@ class AttentionSums(Result):
     logit_min, logit_max : over the pairs that exist.
     """
 
-    log_total: np.ndarray
-    log_unmasked: np.ndarray
-    column_sums: np.ndarray
-    column_squares: np.ndarray
-    entropy: np.ndarray
+    log_total: Any
+    log_unmasked: Any
+    column_sums: Any
+    column_squares: Any
+    entropy: Any
     logit_min: float
     logit_max: float

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hyperattention_ref import backends, inputs
-from hyperattention_ref.measures.attention_rows import mask_rows
+from hyperattention_ref.measures.attention_sums import ARRAYS
 from hyperattention_ref.measures.norms import GramNorm, gram_norm, operator_norm
 from hyperattention_ref.measures.per_head import per_head
+from hyperattention_ref.memory import memory_of, working_dtype
 from hyperattention_ref.plan import Plan, causal_tiling
 from hyperattention_ref.results import Result
-from hyperattention_ref.row_rescaling import PILOT_SIZE, seen_log_row_sums, with_median
+from hyperattention_ref.row_rescaling import PILOT_SIZE, pilot_log_row_sums
 from hyperattention_ref.row_sums import large_entries
 
 DENSE_ENTRIES = 2**24
 """Up to this many pairs the operator norm is taken of the dense P, which is cheaper than streaming it many times."""
-PILOT_TILE = 64  # rows of a mask by all keys are in memory at a time
 LOG_OVERFLOW = {"float16": math.log(65504), "bfloat16": math.log(3.3895e38), "float32": math.log(3.4028e38)}
 """Natural logarithms of the largest numbers: exp of a larger logit overflows."""
 
@@ -76,8 +76,8 @@ def hardness(
 
     Parameters
     ----------
-    q : (..., n_q, d) array, query.
-    k : (..., n_k, d) array, key, of the same dtype; the backend computes in it (float32 for float16).
+    q : (..., n_q, d) array, query, on the host or, for a GPU backend, on its device.
+    k : (..., n_k, d) array, key, of the same dtype; the backend computes in it (float32 for shorter ones).
     mask : large entries: a Plan of one rectangle for each head (its views and exact keys count, its samples do not),
         or one mask for all heads: BlockMask, boolean (n_q, n_k) array, SciPy sparse matrix or None. Only the kappas
         depend on it.
@@ -99,12 +99,13 @@ def hardness(
     TypeError, ValueError : bad shapes, types or values; causal with n_q != n_k; logits that may overflow; a plan for
         other shapes, or a causal one.
 
-    Cost: n_q n_k (d + some 10) operations per head, memory O((n_q + n_k) d) and a panel of 16 MB.
+    Cost: n_q n_k (d + some 10) operations per head, memory O((n_q + n_k) d). Results are host arrays. From a GPU come
+    the sums over rows and columns, and for heads of up to 2^24 pairs q and k themselves, whose ||P||_op the host finds.
     """
     chosen = backends.select(backend, q)
-    q, k, _ = inputs.heads(q, k, is_causal=is_causal)
+    q, k, _, largest = inputs.measured_heads(q, k, is_causal=is_causal, memory=memory_of(chosen))
     scale = inputs.resolve_scale(scale, q.shape[-1])
-    inputs.logit_range(q, k, scale)
+    inputs.logit_range(q, k, scale, largest=largest)
     masks = _masks(mask, q.shape[:-2], q.shape[-2], k.shape[-2])
     rng = inputs.generator(rng)
 
@@ -130,8 +131,9 @@ def causal_hardness(q, k, *, min_seq_len: int = 4096, **options) -> dict[tuple[i
     dict from (start, split, stop) to the Hardness of queries [split, stop) by keys [start, split); empty when n is at
     most min_seq_len.
     """
-    q, k, _ = inputs.heads(q, k, is_causal=True)
-    options["rng"] = inputs.generator(options.get("rng"))
+    chosen = backends.select(options.pop("backend", None), q)
+    q, k, _ = inputs.heads(q, k, is_causal=True, memory=memory_of(chosen))
+    options["backend"], options["rng"] = chosen, inputs.generator(options.get("rng"))
     _, rectangles = causal_tiling(q.shape[-2], min_seq_len)
     return {(a, s, c): hardness(q[..., s:c, :], k[..., a:s, :], **options) for a, s, c in rectangles}
 
@@ -179,17 +181,21 @@ def _softmax(log_a: np.ndarray) -> np.ndarray:
 
 def _one_head(q, k, mask, scale, is_causal, op_norm, rng, backend) -> Hardness:
     n_q, n_k = len(q), len(k)
+    memory = memory_of(backend)
     sums = backend.attention_sums(q, k, mask, scale=scale, is_causal=is_causal)
+    sums = replace(sums, **{name: memory.to_host(getattr(sums, name)) for name in ARRAYS})
     heavy = np.argsort(-sums.column_squares, kind="stable")
     curve = n_k**2 / n_q * sums.column_squares[heavy]
     squares = float(sums.column_squares.sum())
+    pilot = rng.integers(n_k, size=PILOT_SIZE)
+    log_pilot = pilot_log_row_sums(q, k, mask, pilot, scale=scale, is_causal=is_causal, backend=backend)
     norm = _norm(q, k, sums.log_total, scale, is_causal, backend) if op_norm else GramNorm(None, None)
     return Hardness(
         alpha=float(curve[0]),
         alpha_curve=curve,
         heavy_columns=heavy,
         log_kappa=_spread(sums.log_unmasked),
-        log_kappa_rescaled=_spread(sums.log_unmasked - _pilot(q, k, mask, scale, is_causal, rng)),
+        log_kappa_rescaled=_spread(sums.log_unmasked - log_pilot),
         frobenius_norm=math.sqrt(squares),
         op_norm=norm.value,
         op_norm_residual=norm.residual,
@@ -212,34 +218,20 @@ def _masks(mask, lead: tuple[int, ...], n_q: int, n_k: int):
     return lambda index: mask
 
 
-def _pilot(q, k, mask, scale, is_causal, rng) -> np.ndarray:
-    """The pilot's log row sums, from n_q x 128 logits, some rows at a time."""
-    keys = rng.integers(len(k), size=PILOT_SIZE)
-    drawn = k[keys].astype(np.float64).T
-    marked = mask_rows(mask, len(q), len(k))
-    log_sums = []
-    for start in range(0, len(q), PILOT_TILE):
-        rows = np.arange(start, min(start + PILOT_TILE, len(q)))
-        log_a = scale * q[rows].astype(np.float64) @ drawn
-        if is_causal:
-            log_a[keys > rows[:, None]] = -np.inf
-        hidden = False if marked is None else marked(rows)[:, keys]
-        log_sums.append(seen_log_row_sums(log_a, hidden, len(k)))
-    return with_median(np.concatenate(log_sums))
-
-
 def _norm(q, k, log_total, scale, is_causal, backend) -> GramNorm:
     """||P||_op: of the dense matrix where that is cheap, else by Lanczos on the streamed products with P and P^T."""
+    memory = memory_of(backend)
     if len(q) * len(k) <= DENSE_ENTRIES:
-        log_a = _log_a(q.astype(np.float64), k.astype(np.float64), scale, is_causal)
-        return GramNorm(operator_norm(_softmax(log_a)), 0.0)
-    work = np.promote_types(q.dtype, np.float32)
-    q, k = q.astype(work), k.astype(work)
+        q, k = (memory.to_host(x).astype(np.float64) for x in (q, k))
+        return GramNorm(operator_norm(_softmax(_log_a(q, k, scale, is_causal))), 0.0)
+    work = working_dtype(q)
+    q, k = memory.copy(q, work.name), memory.copy(k, work.name)
 
     def gram(x):
-        y, _ = backend.exact_attention(q, k, x.astype(work)[:, None], scale=scale, is_causal=is_causal)
+        column = memory.from_host(x.astype(work)[:, None], like=q)
+        y, _ = backend.exact_attention(q, k, column, scale=scale, is_causal=is_causal)
         z = backend.transposed_attention(q, k, y, log_total, scale=scale, is_causal=is_causal)
-        return z[:, 0].astype(np.float64)
+        return memory.to_host(z)[:, 0].astype(np.float64)
 
     return gram_norm(gram, len(k), tolerance=float(np.finfo(work).eps))
 

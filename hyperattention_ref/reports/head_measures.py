@@ -14,6 +14,7 @@ from hyperattention_ref.maps.map_file import AttentionMap
 from hyperattention_ref.measures.attention_rows import attention_rows, draw_rows, number_of_rows
 from hyperattention_ref.measures.key_shift import MOST_ROWS
 from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lower, mean_upper
+from hyperattention_ref.memory import memory_of
 from hyperattention_ref.recipe import RECIPES, preset
 from hyperattention_ref.results import Result, plain
 
@@ -87,9 +88,14 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> dict:
     """
     q, k, v = prefix(head, settings)
     n = len(q)
-    plans = {name: _plan(q, k, head, name, settings) for name in settings.recipes}
+    memory = memory_of(backends.select(settings.backend, q))
+    query, key, value = (memory.from_host(x) for x in (q, k, v))  # a backend on a GPU gets copies of its own
+    plans = {name: _plan(query, key, head, name, settings) for name in settings.recipes}
     masses, picture = _from_rows(q, k, head, plans, settings)
-    certificates = {name: _certificate(q, k, v, head, plan, settings) for name, plan in plans.items()}
+    certificates = {
+        name: _certificate(q, k, v, head, memory.to_host(_output(query, key, value, head, plan, settings)), settings)
+        for name, plan in plans.items()
+    }
     made = {name: preset(name, settings.budget) for name in settings.recipes}
     recipes = {
         name: {
@@ -113,8 +119,8 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> dict:
             "n": n,
             "d": q.shape[1],
             "rows": number_of_rows(settings.rows, n),
-            "hardness": _hardness(q, k, head, settings),
-            "growth": _growth(q, k, head, settings),
+            "hardness": _hardness(query, key, head, settings) | _shifted(q, k, head),
+            "growth": _growth(query, key, head, settings),
             "recipes": recipes,
             "baselines": baselines,
             "picture": picture,
@@ -193,16 +199,20 @@ def _logits(plan) -> int:
     return leaves + sum(rectangle.n_logits for rectangle in plan.rectangles)
 
 
-def _certificate(q, k, v, head: AttentionMap, plan, settings: SurveySettings) -> dict:
+def _output(q, k, v, head: AttentionMap, plan, settings: SurveySettings):
     common = {"is_causal": head.is_causal, "scale": head.scale}
-    out = hr.hyper_attention(q, k, v, plan=plan, backend=settings.backend, **common)
+    return hr.hyper_attention(q, k, v, plan=plan, backend=settings.backend, **common)
+
+
+def _certificate(q, k, v, head: AttentionMap, out, settings: SurveySettings) -> dict:
+    common = {"is_causal": head.is_causal, "scale": head.scale, "rng": settings.seed}
     rows = number_of_rows(settings.rows, len(q))
-    bounds = hr.certify(q, k, v, out, rows=rows, confidence=settings.confidence, rng=settings.seed, **common)
+    bounds = hr.certify(q, k, v, out, rows=rows, confidence=settings.confidence, **common)
     return {name: getattr(bounds, name).to_dict() for name in ("output", "zero", "mean")}
 
 
 def _hardness(q, k, head: AttentionMap, settings: SurveySettings) -> dict:
-    """Exact hardness; the norm of P only where it is cheap, the best key shift only where the program is small."""
+    """Exact hardness; the norm of P only where it is cheap."""
     small = len(q) <= MOST_ROWS
     common = {"scale": head.scale, "rng": settings.seed, "backend": settings.backend}
     h = hr.hardness(q, k, is_causal=head.is_causal, op_norm=small, **common)
@@ -213,16 +223,20 @@ def _hardness(q, k, head: AttentionMap, settings: SurveySettings) -> dict:
     figures |= {"logit_min": h.logit_min, "logit_max": h.logit_max, "heavy_columns": h.heavy_columns[:32]}
     figures["alpha_left_out"] = {count: h.alpha_curve[count] for count in kept}
     figures["perplexity"] = dict(zip(("10 %", "50 %", "90 %"), np.quantile(h.perplexity, [0.1, 0.5, 0.9]), strict=True))
-    figures["log_kappa_shifted"] = None
-    if small:
-        _, log_r = hr.exact_attention(q, k, k, scale=head.scale, is_causal=head.is_causal, return_lse=True)
-        figures["log_kappa_shifted"] = hr.best_key_shift(q, log_r, scale=head.scale).log_kappa
     if head.is_causal:
         parts = hr.causal_hardness(q, k, min_seq_len=settings.min_seq_len, op_norm=False, **common)
         figures["rectangles"] = [
             {"range": place, "alpha": part.alpha, "log_kappa": part.log_kappa} for place, part in parts.items()
         ]
     return figures
+
+
+def _shifted(q, k, head: AttentionMap) -> dict:
+    """kappa at the best key shift, only where the program is small."""
+    if len(q) > MOST_ROWS:
+        return {"log_kappa_shifted": None}
+    _, log_r = hr.exact_attention(q, k, k, scale=head.scale, is_causal=head.is_causal, return_lse=True)
+    return {"log_kappa_shifted": hr.best_key_shift(q, log_r, scale=head.scale).log_kappa}
 
 
 def _growth(q, k, head: AttentionMap, settings: SurveySettings) -> list[dict]:

@@ -9,11 +9,14 @@ import tempfile
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from hyperattention_ref.backends import cuda_launcher
-from hyperattention_ref.backends.cuda_launcher import Array, CudaBackend, Kernel
+from hyperattention_ref.backends.cuda_device import Kernel
+from hyperattention_ref.backends.cuda_launcher import CudaBackend
+from hyperattention_ref.backends.device_array import DeviceArray, device_view, strided_bytes
 
 SOURCES = Path(cuda_launcher.__file__).parent / "cuda"
 HERE = Path(__file__).parent
@@ -40,6 +43,10 @@ def missing_compiler() -> str | None:
     if platform.system() != "Linux":
         return f"the CUDA emulation needs Linux (ucontext), this is {platform.system()}"
     return None if shutil.which("g++") else "the CUDA emulation needs g++, which is not installed"
+
+
+class EmulatedArray(np.ndarray):
+    """An array of the library whose arrays lie on the emulated device."""
 
 
 class EmulatedDevice:
@@ -70,31 +77,36 @@ class EmulatedDevice:
     def shared_limit(self):
         return self._shared_limit
 
-    def describe(self, name, x):
-        if not isinstance(x, Array):
-            raise TypeError(f"{name} is a {type(x).__name__}; device arrays are needed")
-        return x
+    def view(self, name, x):
+        if isinstance(x, EmulatedArray):
+            x = in_place(x, x.dtype.name)
+        return device_view(name, x, "cuda emulation")
 
-    def empty(self, shape, dtype):
+    def empty(self, shape, dtype, like=None):
         """A new array, full of ones in all bits: NaN or -1."""
         size = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
         poison = np.full((*shape, size), 0xFF, np.uint8)
-        return _array(poison.view(f"u{size}" if dtype == "bfloat16" else dtype)[..., 0], dtype)
+        return in_place(poison.view(f"u{size}" if dtype == "bfloat16" else dtype)[..., 0], dtype)
 
     def upload(self, x, dtype=None):
-        return _array(x, dtype or x.dtype.name)
+        return in_place(np.array(x, order="C"), dtype or x.dtype.name)
+
+    def upload_view(self, x, like=None):
+        memory, offset = strided_bytes(x)
+        return in_place(np.ndarray(x.shape, x.dtype, memory.copy(), offset, x.strides), x.dtype.name)
+
+    def fill(self, x, values):
+        assert values.dtype == x.dtype
+        np.asarray(x.owner)[: len(values)] = values
 
     def download(self, x):
-        return x.owner
+        kind = {"shape": x.shape, "strides": tuple(s * x.item_bytes for s in x.strides), "data": (x.pointer, False)}
+        kind |= {"typestr": "<u2" if x.dtype == "bfloat16" else np.dtype(x.dtype).str, "version": 3}
+        found = np.array(SimpleNamespace(__array_interface__=kind, owner=x.owner))
+        return from_bfloat(found) if x.dtype == "bfloat16" else found
 
     def synchronize(self):
         pass
-
-    def cast(self, x, dtype):
-        return _array(x.owner.astype(dtype, order="C"), dtype)
-
-    def give(self, x, like):
-        return x
 
     def launch(self, kernel: Kernel, grid, threads, shared_bytes, args):
         self.launched.append(kernel.name)
@@ -117,7 +129,7 @@ class EmulatedDevice:
 
 
 class EmulatedBackend(CudaBackend):
-    """The launcher on the emulated device, with NumPy arrays at the outside: they are moved there and back."""
+    """The launcher on the emulated device."""
 
     name = "cuda emulation"
 
@@ -127,38 +139,16 @@ class EmulatedBackend(CudaBackend):
     def unavailable(self):
         return missing_compiler()
 
-    def hash_codes(self, x, planes):
-        return super().hash_codes(self._move(x), planes).owner
 
-    def exact_attention(self, q, k, v, **options):
-        return self._back(super().exact_attention(*map(self._move, (q, k, v)), **options))
+def to_bfloat(x) -> np.ndarray:
+    """Bits (uint16) of x rounded to bfloat16, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
-    def planned_attention(self, q, k, v, plan, **options):
-        return self._back(super().planned_attention(*map(self._move, (q, k, v)), plan, **options))
 
-    def attention_sums(self, q, k, mask, **options):
-        sums = super().attention_sums(self._move(q), self._move(k), mask, **options)
-        arrays = {name: x.owner if isinstance(x, Array) else x for name, x in vars(sums).items()}
-        return type(sums)(**arrays)
-
-    def transposed_attention(self, q, k, y, lse, **options):
-        return super().transposed_attention(*map(self._move, (q, k, y)), np.asarray(lse), **options).owner
-
-    def capped_sums(self, q, k, mask, samples, log_caps, **options):
-        return self._back(super().capped_sums(self._move(q), self._move(k), mask, samples, log_caps, **options))
-
-    def attention_of(self, q, k, v, example):
-        """(out, lse) of the arguments of an AttentionInputs, with its arrays on the device already."""
-        if example.plan is None:
-            return super().exact_attention(q, k, v, scale=example.scale, is_causal=example.is_causal)
-        return super().planned_attention(q, k, v, example.plan, scale=example.scale)
-
-    def _move(self, x):
-        return self.device.upload(x)
-
-    @staticmethod
-    def _back(results):
-        return tuple(x.owner for x in results)
+def from_bfloat(bits) -> np.ndarray:
+    """The float32 numbers of bfloat16 bits."""
+    return (np.asarray(bits).astype(np.uint32) << 16).view(np.float32)
 
 
 @cache
@@ -183,5 +173,7 @@ def build(file: str, name: str, defines: tuple[str, ...], sources: Path, flags: 
     return library
 
 
-def _array(x: np.ndarray, dtype: str) -> Array:
-    return Array(x, x.ctypes.data, dtype, x.shape, tuple(stride // x.itemsize for stride in x.strides))
+def in_place(x: np.ndarray, dtype: str | None = None) -> DeviceArray:
+    """The memory of a host array as an array on the emulated device."""
+    strides = tuple(stride // x.itemsize for stride in x.strides)
+    return DeviceArray(x.view(EmulatedArray), x.ctypes.data, dtype or x.dtype.name, x.shape, strides, 0)

@@ -1,8 +1,9 @@
 // CUDA C++ on a CPU, for tests: the subset that backends/cuda uses, compiled by g++.
 //
 // Every CUDA thread is a fiber: a function with a stack of its own that runs until it must wait for others. One block
-// runs at a time. A barrier, a shuffle, a matrix instruction are meetings: the fiber notes what it waits for and hands
-// over to the scheduler; the last one to arrive does the work for all. What a GPU leaves undefined is made to show:
+// runs at a time. A barrier, a shuffle, a match, a matrix instruction are meetings: the fiber notes what it waits for
+// and hands over to the scheduler; the last one to arrive does the work for all. What a GPU leaves undefined is made to
+// show:
 //
 //   order      a schedule says which fiber runs next: all forwards, all backwards, one warp as far as it goes, random;
 //   memory     shared memory starts as NaN in every block, and has exactly the size of the launch, so that an address
@@ -10,7 +11,8 @@
 //   copies     an asynchronous copy puts NaN in its place when it is issued, and the data there when it is waited for;
 //   meetings   lanes that wait for different things, or for lanes that are gone, are an error, and so is a deadlock.
 //
-// Not shown: speed, bank conflicts, the rounding inside tensor cores, races through global memory.
+// Not shown: speed, bank conflicts, the rounding inside tensor cores, races through global memory, and a __syncwarp
+// that is missing next to another meeting of the same warp: here every meeting orders memory.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -332,6 +334,36 @@ inline void load_matrices(uint32_t (&result)[4], const void *row, bool transpose
 
 inline void __syncthreads() { emulation::barrier(); }
 
+inline void __syncwarp() {
+    emulation::meet_warp("__syncwarp", nullptr, [](emulation::Fiber *) {});
+}
+
+inline int __popc(unsigned int x) { return __builtin_popcount(x); }
+
+// The lanes that bring the same number.
+inline unsigned int __match_any_sync(unsigned int lanes, int x) {
+    if (lanes != 0xffffffffu) emulation::fail("the emulation knows matches of whole warps only");
+    struct Match {
+        int brought;
+        unsigned int same;
+    } mine{x, 0};
+    emulation::meet_warp("match", &mine, [](emulation::Fiber *warp) {
+        for (int l = 0; l < emulation::WARP; ++l) {
+            Match &match = *static_cast<Match *>(warp[l].argument);
+            for (int other = 0; other < emulation::WARP; ++other)
+                if (static_cast<Match *>(warp[other].argument)->brought == match.brought) match.same |= 1u << other;
+        }
+    });
+    return mine.same;
+}
+
+// One fiber runs at a time, so that a plain read and write are one step; returns what was there.
+template <class T> T atomicMax(T *place, T x) {
+    const T before = *place;
+    if (x > before) *place = x;
+    return before;
+}
+
 template <class T> T __shfl_xor_sync(unsigned int lanes, T x, int mask) {
     if (lanes != 0xffffffffu) emulation::fail("the emulation knows shuffles of whole warps only");
     struct Exchange {
@@ -363,6 +395,11 @@ inline float float_of_bits(unsigned int bits) {
     float x;
     memcpy(&x, &bits, 4);
     return x;
+}
+inline unsigned long long bits_of_double(double x) {
+    unsigned long long bits;
+    memcpy(&bits, &x, 8);
+    return bits;
 }
 
 inline void multiply_add_half(float (&c)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {

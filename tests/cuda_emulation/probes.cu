@@ -61,3 +61,32 @@ extern "C" __global__ void parted(float *result, int leave) {
     if (threadIdx.x % 32 < 16) result[threadIdx.x] = __shfl_xor_sync(ALL_LANES, 1.f, 1);
     else if (!leave) __syncthreads();
 }
+
+// Of every lane the lanes that hold the same number; `lanes` other than all are refused.
+extern "C" __global__ void matched(const int *x, unsigned int *same, int lanes) {
+    same[threadIdx.x] = __match_any_sync(lanes, x[threadIdx.x]);
+}
+
+// The number of bits, and the largest number of all.
+extern "C" __global__ void counted(const unsigned int *x, int *bits, unsigned int *largest) {
+    bits[threadIdx.x] = __popc(x[threadIdx.x]);
+    atomicMax(largest, x[threadIdx.x]);
+}
+
+// Every lane reads what another lane of its warp wrote; `fault` leaves out the barrier.
+extern "C" __global__ void lane_neighbour(float *result, int fault) {
+    struct Tile {
+        float x[THREADS];
+    };
+    SHARED(Tile, tile);
+    const int lane = threadIdx.x % 32, first = threadIdx.x - lane;
+    tile.x[threadIdx.x] = threadIdx.x;
+    if (!fault) __syncwarp();
+    result[threadIdx.x] = tile.x[first + (lane + 17) % 32];
+}
+
+// Half a warp waits for its lanes, the others match.
+extern "C" __global__ void parted_warp(unsigned int *result) {
+    if (threadIdx.x % 32 < 16) __syncwarp();
+    else result[threadIdx.x] = __match_any_sync(ALL_LANES, 0);
+}

@@ -1,0 +1,398 @@
+"""The way from hyperplanes to attention on the device: hashing, sorting, the tables made ahead, and copies of rows.
+
+What runs is the source of `backends/cuda` on the emulated device; every launch is in `cuda_emulation/drawn.py`.
+"""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyperattention_ref.backends.cuda_device import STORAGE, Layouts
+from hyperattention_ref.backends.cuda_lsh import DrawnIndices, SortingOnDevice
+from hyperattention_ref.backends.cuda_plan import SIDE_FIELDS, drawn_tables, head_sides, plan_tables
+from hyperattention_ref.block_mask import BlockMask
+from hyperattention_ref.definition_1 import hamming_sorted_lsh
+from hyperattention_ref.draw import Draw
+from hyperattention_ref.plan import HeadPlan, Plan, Rectangle, causal_tiling
+
+from .cuda_emulation.bugs import Bug, no_barrier, planted, run_apart, run_sanitized
+from .cuda_emulation.device import SCHEDULES, SOURCES, EmulatedDevice, missing_compiler
+from .cuda_emulation.drawn import (
+    CHECKS,
+    check_runs,
+    convert,
+    hash_sides,
+    largest,
+    numbers,
+    real,
+    records,
+    rounded,
+    sort_runs,
+    stored,
+)
+
+pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
+
+VIEWS = {
+    "whole": lambda x: x,
+    "rows backwards": lambda x: x[:, ::-1],
+    "columns backwards": lambda x: x[..., ::-1],
+    "every other column": lambda x: x[..., ::2],
+    "not at a multiple of 16 bytes": lambda x: x[..., 1:],
+    "turned": lambda x: x.swapaxes(1, 2),
+    "one head many times": lambda x: np.broadcast_to(x[:1], x.shape),
+    "one row many times": lambda x: np.broadcast_to(x[:, :1], x.shape),
+}
+QUICK_PAIRS = {("float32", "bfloat16"), ("float64", "float16"), ("bfloat16", "float32")}
+HASHED = [pytest.param(x, marks=() if x in ("float32", "bfloat16") else pytest.mark.slow) for x in STORAGE]
+PAIRS = [
+    pytest.param(storage, target, marks=() if (storage, target) in QUICK_PAIRS else pytest.mark.slow)
+    for storage in STORAGE
+    for target in STORAGE
+]
+
+
+# --- Sorting ---------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def run_sizes(draw):
+    """(n, others, block_size) of a run: short, ragged, or of several chunks."""
+    n = draw(st.one_of(st.integers(1, 9), st.integers(1, 700), st.sampled_from((4095, 4096, 4097, 8193))))
+    others = draw(st.one_of(st.just(n), st.integers(1, 1000)))
+    return n, others, draw(st.integers(1, others))
+
+
+@given(
+    st.lists(run_sizes(), min_size=1, max_size=5),
+    st.one_of(st.integers(1, 20), st.just(62)),
+    st.one_of(st.just(1), st.integers(2, 40), st.just(10**6)),
+    st.sampled_from(SCHEDULES),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=30)
+def test_orders_are_those_of_a_stable_argsort(sizes, n_bits, n_different, schedule, seed):
+    rng = np.random.default_rng(seed)
+    some = rng.integers(2**n_bits, size=n_different)
+    check_runs(EmulatedDevice(schedule, seed % 1000), sizes, n_bits, lambda n: rng.choice(some, n))
+
+
+@given(run_sizes(), st.integers(0, 2**32 - 1))
+@settings(max_examples=15)
+def test_block_numbers_are_those_of_a_block_mask(size, seed):
+    n_q, n_k, block_size = size
+    rng = np.random.default_rng(seed)
+    tables = drawn_tables(1, n_q, n_k, (), ((0, n_q, 0, n_k),), block_size=block_size, sample_size=0)
+    codes = rng.integers(16, size=tables.n_codes)
+    indices = np.full(tables.n_indices, -1, np.int32)
+    (sorting,) = tables.sorting
+    sort_runs(EmulatedDevice(), codes, sorting.runs, 4, indices)
+    orders = [np.argsort(codes[part], kind="stable") for part in (slice(n_q), slice(n_q, None))]
+    mask = BlockMask.from_orders(*orders, block_size)
+    for run, order, blocks in zip(sorting.runs, orders, (mask.query_blocks(), mask.key_blocks()), strict=True):
+        np.testing.assert_array_equal(indices[run["order"] :][: run["n"]], order)
+        np.testing.assert_array_equal(indices[run["blocks"] :][: run["n"]], blocks)
+
+
+# --- Hashing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", HASHED)
+@given(
+    st.integers(1, 62),
+    st.integers(1, 40),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 99), st.integers(1, 100), st.integers(0, 2)), min_size=1),
+    st.sampled_from(sorted(VIEWS)),
+    st.sampled_from(SCHEDULES),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=20)
+def test_codes_of_sides_are_those_of_definition_1(storage, n_planes, d, sides, view, schedule, seed):
+    """Small integers: no sign depends on rounding."""
+    rng = np.random.default_rng(seed)
+    device = EmulatedDevice(schedule, 3)
+    x = stored(rng.integers(-3, 4, (2, 100, d + 1)).astype(float), storage, VIEWS[view])
+    planes = rng.integers(-3, 4, (3, n_planes, x.shape[2])).astype(float)
+    places, expected = [], []
+    for head, start, n, number in sides:
+        first, stop = start % x.shape[1], min(start % x.shape[1] + n, x.shape[1])
+        places.append((head, first, stop - first, number, sum(map(len, expected))))
+        expected.append(hamming_sorted_lsh(numbers(x)[head, first:stop].astype(float), planes[number]))
+    codes = np.full(sum(map(len, expected)), -1, np.int64)
+    hash_sides(device, x, records(SIDE_FIELDS, places), planes, codes)
+    np.testing.assert_array_equal(codes, np.concatenate(expected))
+
+
+def test_the_sides_of_whole_heads_are_all_their_rows():
+    x, planes = np.random.default_rng(0).standard_normal((2, 3, 70, 24))[:, :, :, :12]
+    device, codes = EmulatedDevice(), np.full((3, 70), -1, np.int64)
+    hash_sides(device, stored(x, "float32"), head_sides(3, 70), planes[:1, :9], codes)
+    np.testing.assert_array_equal(codes, hamming_sorted_lsh(x, planes[0, :9]))
+
+
+# --- From hyperplanes to attention -----------------------------------------------------------------------------------
+
+
+def spelled_out(tables, indices_of, block_size):
+    """The sweeps of each wave in their order, with the arrays they refer to in place of positions.
+
+    `indices(wave)` is the table of indices that the wave finds.
+    """
+
+    def part(array, position, n):
+        return None if position < 0 else array[position : position + n].tolist()
+
+    def segment(s, indices):
+        n_blocks = -(-s["n"] // min(block_size, s["n"]))
+        keys, offsets = part(indices, s["keys"], s["n"]), part(indices, s["offsets"], n_blocks + 1)
+        return s["n"], keys, offsets, part(tables.weights, s["weights"], s["n"]), s["views"], s["inside"], s["causal"]
+
+    def sweep(s, indices):
+        place = [int(s[name]) for name in ("head", "query_start", "key_start", "n_q", "n_k", "first", "last")]
+        orders = [part(indices, s[name], s["n_q"]) for name in ("query_order", "query_blocks")]
+        segments = tables.segments[s["segment"] : s["segment"] + s["n_segments"]]
+        return place, orders, part(indices, s["key_blocks"], s["n_k"]), [segment(x, indices) for x in segments]
+
+    return [[sweep(s, indices_of(number)) for s in wave] for number, wave in enumerate(tables.waves)]
+
+
+def paper_plan(x, leaves, places, draw, block_size) -> Plan:
+    """What `make_plan` makes of this noise, by NumPy."""
+
+    def rectangle(head, r):
+        query_start, _, key_start, _ = places[r]
+        q, k = (np.asarray(y.owner)[head, a:c] for y, a, c in zip(x, places[r][::2], places[r][1::2], strict=True))
+        orders = [np.argsort(hamming_sorted_lsh(rows, draw.planes[head, r]), kind="stable") for rows in (q, k)]
+        keys = (draw.uniforms[head, r] * len(k)).astype(int)
+        weights = np.full(keys.size, math.log(len(k) / max(keys.size, 1)))
+        view = BlockMask.from_orders(*orders, block_size)
+        return Rectangle(len(q), len(k), (view,), (), keys, weights, query_start, key_start)
+
+    n_heads, n_q, n_k = x[0].shape[0], x[0].shape[1], x[1].shape[1]
+    rows = [tuple(rectangle(head, r) for r in range(len(places))) for head in range(n_heads)]
+    return Plan((n_heads,), tuple(HeadPlan(n_q, n_k, rectangles, leaves) for rectangles in rows))
+
+
+def tiling(n_q: int, n_k: int, min_seq_len):
+    """Leaves and rectangles as `drawn_tables` takes them; None is not causal."""
+    if min_seq_len is None:
+        return (), ((0, n_q, 0, n_k),)
+    leaves, triples = causal_tiling(n_q, min_seq_len)
+    return leaves, tuple((s, c, a, s) for a, s, c in triples)
+
+
+@pytest.mark.parametrize(
+    ("n_q", "n_k", "min_seq_len", "block_size", "sample_size", "n_bits"),
+    [
+        (150, 203, None, 48, 70, 7),
+        (201, 64, None, 1000, 5, 12),
+        (1, 1, None, 1, 0, 1),
+        (203, 203, 30, 16, 20, 5),
+        (97, 97, 50, 32, 0, 9),
+        (40, 40, 64, 32, 7, 3),
+    ],
+)
+def test_tables_made_ahead_lead_to_the_attention_of_the_plan(n_q, n_k, min_seq_len, block_size, sample_size, n_bits):
+    rng = np.random.default_rng(n_q)
+    device = EmulatedDevice("random", 5)
+    q, k = (stored(rng.standard_normal((2, n, 16)), "float32") for n in (n_q, n_k))
+    leaves, places = tiling(n_q, n_k, min_seq_len)
+    draw = Draw(rng.standard_normal((2, len(places), n_bits, 16)), rng.random((2, len(places), sample_size)))
+    tables = drawn_tables(2, n_q, n_k, leaves, places, block_size=block_size, sample_size=sample_size)
+    sorting = tuple(SortingOnDevice.of(device, x) for x in tables.sorting)
+    planner = SimpleNamespace(recipe=SimpleNamespace(lsh_bits=n_bits), places=places)
+    drawn = DrawnIndices(device, Layouts(device), q, k, tables, sorting, planner, lambda: draw)
+
+    planned = plan_tables(paper_plan((q, k), leaves, places, draw, block_size))
+    found = spelled_out(tables, lambda wave: np.asarray(drawn.before(wave).owner), block_size)
+    assert found == spelled_out(planned, lambda wave: planned.indices, block_size)
+
+
+def test_rectangles_of_as_many_keys_share_offsets_and_weights():
+    leaves, places = tiling(256, 256, 32)
+    tables = drawn_tables(3, 256, 256, leaves, places, block_size=16, sample_size=9)
+    lengths = (32, 64, 128)
+    assert tables.indices.size == sum(n // 16 + 1 for n in lengths)
+    assert tables.weights.size == 9 * len(lengths)
+    assert tables is drawn_tables(3, 256, 256, leaves, places, block_size=16, sample_size=9)
+
+
+# --- The largest entry, and copies -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+@given(
+    st.integers(1, 300),
+    st.integers(2, 40),
+    st.sampled_from(sorted(VIEWS)),
+    st.lists(st.sampled_from((0.0, -0.0, 1.0, -2.5, 1e-7, 60000.0, -60000.0, np.inf, -np.inf, np.nan, -np.nan))),
+    st.sampled_from(SCHEDULES),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=25)
+def test_the_largest_entry_is_found_and_nan_beats_all(storage, n, d, view, specials, schedule, seed):
+    rng = np.random.default_rng(seed)
+    x = np.zeros((2, n, d)) if specials else rng.standard_normal((2, n, d))
+    x.ravel()[rng.integers(x.size, size=len(specials))] = specials
+    device = EmulatedDevice(schedule, 3)
+    array = stored(x, storage, VIEWS[view])
+    found, expected = largest(device, array), np.abs(numbers(array)).max()
+    np.testing.assert_array_equal(found, expected)
+    assert not np.signbit(found)
+
+
+@pytest.mark.parametrize(("storage", "target"), PAIRS)
+@given(
+    st.integers(1, 140),
+    st.integers(2, 40),
+    st.sampled_from(sorted(VIEWS)),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(SCHEDULES),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=20)
+def test_rows_are_converted(storage, target, n, d, view, choose, centre, schedule, seed):
+    rng = np.random.default_rng(seed)
+    device = EmulatedDevice(schedule, 3)
+    x = rng.standard_normal((2, n, d)) * 10.0 ** rng.integers(-9, 5, (2, n, d))
+    x.ravel()[rng.integers(x.size, size=4)] = [0.0, -0.0, np.inf, np.nan]
+    array = stored(x, storage, VIEWS[view])
+    rows = rng.integers(array.shape[1], size=rng.integers(1, 150)).astype(np.int32) if choose else None
+    center = rng.standard_normal((2, array.shape[2])).astype(real(target)) if centre else None
+    expected = numbers(array).astype(np.result_type(real(storage), real(target)))
+    expected = expected[:, rows] if choose else expected
+    expected = rounded(expected - center[:, None] if centre else expected, target)
+    found = numbers(convert(device, array, target, rows, center))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found[found == 0]), np.signbit(expected[expected == 0]))
+
+
+def test_a_double_is_rounded_once():
+    """A double beside the middle of two numbers of 16 bits, so near that float32 does not see the difference."""
+    device = EmulatedDevice()
+    for target, unit in (("float16", 2.0**-10), ("bfloat16", 2.0**-7)):
+        middle = 1 + unit / 2
+        x = np.array([np.nextafter(middle, 2), middle, np.nextafter(middle, 1), 1e300, -1e300]).reshape(1, -1, 1)
+        found = numbers(convert(device, stored(x, "float64"), target)).ravel().tolist()
+        assert found == [1 + unit, 1, 1, np.inf, -np.inf]
+
+
+# --- Planted bugs ----------------------------------------------------------------------------------------------------
+
+BUGS = {
+    "counts are read before they are there": no_barrier("sort.cu", "all warps have counted"),
+    "places are read before they are known": no_barrier("sort.cu", "all places are known"),
+    "counts grow before they are read": no_barrier("sort.cu", "all lanes have read the counts", barrier="__syncwarp"),
+    "sums are read before they are there": no_barrier("sort.cu", "the sums are there"),
+    "sums grow before they are read": no_barrier("sort.cu", "everybody has read the sums"),
+    "sums are read before they have grown": no_barrier("sort.cu", "the sums have grown"),
+    "later lanes come first": Bug("sort.cu", "same & ((1u << lane) - 1)", "same & ~((2u << lane) - 1)"),
+    "the earlier rounds are forgotten": Bug("sort.cu", "counts[digit[round]] + __popc(earlier)", "__popc(earlier)"),
+    "the tail counts": Bug("sort.cu", "pass.digit(place) : NO_DIGIT", "pass.digit(place) : 0"),
+    "the last row is left out": Bug("sort.cu", "if (place >= n) continue;", "if (place >= n - 1) continue;"),
+    "half the digits": Bug("sort.cu", "& (DIGITS - 1)", "& (DIGITS / 2 - 1)"),
+    "the first digit first": Bug("sort.cu", "shift(BITS * pass)", "shift(BITS * (n_passes - 1 - pass))"),
+    "every pass starts anew": Bug("sort.cu", "from = pass == 0 ?", "from = pass >= 0 ?"),
+    "the last pass ends elsewhere": Bug("sort.cu", "to = is_odd ? order : other", "to = is_odd ? other : order"),
+    "chunks begin alike": Bug(
+        "sort.cu", "counts[chunk_place(run) + threadIdx.x];", "counts[run.counts + threadIdx.x];"
+    ),
+    "blocks of the others": Bug("sort.cu", "sorted * run.others / run.n / run.block_size", "sorted / run.block_size"),
+    "a product of 32 bits": Bug("sort.cu", "sorted * run.others", "int(unsigned(sorted) * unsigned(run.others))"),
+    "blocks in sorted order": Bug("sort.cu", "indices[run.blocks + row]", "indices[run.blocks + sorted]"),
+    "sums of eight threads": Bug("hash.cu", "add_up<SIDE / 2>", "add_up<SIDE / 4>"),
+    "a thread keeps the wrong half": Bug("hash.cu", "(keeps_upper ? upper : lower)", "(keeps_upper ? lower : upper)"),
+    "the first planes are forgotten": Bug("hash.cu", "pattern << GROUP | signs", "signs"),
+    "signs of two threads of four": Bug("hash.cu", "signs |= __shfl_xor_sync(ALL_LANES, signs, 2);"),
+    "planes that do not exist count": Bug("hash.cu", "pattern >> (plane - n_planes)", "pattern"),
+    "rows are not scaled": Bug("hash.cu", "* first[r] * second[r]"),
+    "one set of planes": Bug("hash.cu", "planes += side.planes * n_planes * d;"),
+    "sides start at the first row": Bug("hash.cu", "side.start + start", "start"),
+    "rows of the next side": Bug("hash.cu", "&& x / 4 < n_rows"),
+    "the head of another side": Bug("hash.cu", "side.head", "blockIdx.x % 2"),
+    "warps are read before they have looked": no_barrier("largest.cu", "all warps have looked"),
+    "the last warp is left out": Bug("largest.cu", "warp < WARPS", "warp < WARPS - 1"),
+    "the sign counts": Bug("largest.cu", "& 0x7fffffffu"),
+    "columns beyond the last 16 bytes": Bug("largest.cu", "&& d % WHOLE == 0"),
+    "rows beyond the last": Bug("largest.cu", "smaller(ROWS, n - start)", "smaller(ROWS, n + 1 - start)"),
+    "a block replaces the others": Bug("largest.cu", "atomicMax(result, bits)", "*result = bits"),
+    "the list of rows is ignored": Bug("convert.cu", "rows ? rows[start + r]", "false ? rows[start + r]"),
+    "one center for all": Bug("convert.cu", "static_cast<long long>(blockIdx.x) * d + j];", "j];"),
+    "doubles are rounded twice": Bug("numbers.cuh", "narrow(rounded_to_odd(x), result)", "narrow(float(x), result)"),
+}
+QUICK = ("later lanes come first", "the last warp is left out")
+
+
+SURVIVES = """
+import sys
+from pathlib import Path
+from tests.cuda_emulation.device import SCHEDULES, EmulatedDevice, KernelError
+from tests.cuda_emulation.drawn import CHECKS
+
+def survives(schedule, checks):
+    device = EmulatedDevice(schedule, 3, Path(sys.argv[1]), flags=("-Wno-error",))  # a bug may leave a name unused
+    try:
+        for check in checks:
+            check(device)
+    except (AssertionError, KernelError):
+        return False
+    return True
+
+checks = [CHECKS[sys.argv[2]]] if sys.argv[2] in CHECKS else CHECKS.values()
+print(all(survives(schedule, checks) for schedule in SCHEDULES))
+"""
+
+
+@pytest.mark.parametrize("file", CHECKS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_sources_survive(file, schedule):
+    CHECKS[file](EmulatedDevice(schedule, 3))
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in BUGS])
+def test_planted_bug_is_caught(name, tmp_path):
+    result = run_apart(SURVIVES, planted(BUGS[name], tmp_path), BUGS[name].file)
+    crashed = result.returncode < 0  # rows that are placed wrongly may be placed anywhere
+    assert crashed or result.stdout.strip() == "False", result.stderr[-3000:]
+
+
+# --- Addresses -------------------------------------------------------------------------------------------------------
+
+SANITIZED = """
+import sys
+from pathlib import Path
+from tests.cuda_emulation.device import EmulatedDevice
+from tests.cuda_emulation.drawn import CHECKS
+
+for check in CHECKS.values():
+    check(EmulatedDevice(sources=Path(sys.argv[1]), flags=("-fsanitize=address", "-g")))
+print("all addresses are fine")
+"""
+
+
+@pytest.mark.slow
+def test_every_address_is_within_its_array():
+    result = run_sanitized(SANITIZED, SOURCES)
+    assert result.stdout.strip() == "all addresses are fine", result.stderr[-3000:]
+
+
+OUTSIDE = {
+    "counts lie a chunk too far": Bug("sort.cu", "+ blockIdx.y * DIGITS", "+ (blockIdx.y + 1) * DIGITS"),
+    "shared memory ends too early": Bug("sort.cu", "i <= NO_DIGIT;", "i <= NO_DIGIT + LANES;"),
+    "planes beyond the last are read": Bug("hash.cu", "plane + p < n_planes ?", "plane + p < n_planes + 8 ?"),
+    "a row too many is converted": Bug("convert.cu", "if (r < n_rows) narrow", "if (r <= n_rows) narrow"),
+    "tiles are whole": Bug("largest.cu", "smaller(ROWS, n - start)", "smaller(ROWS, n)"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_address_outside_is_caught(name, tmp_path):
+    result = run_sanitized(SANITIZED, planted(OUTSIDE[name], tmp_path))
+    assert result.returncode != 0
+    assert "ERROR: AddressSanitizer: heap-buffer-overflow" in result.stderr
