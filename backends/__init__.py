@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hyperattention_ref.measures.attention_sums import AttentionSums
-from hyperattention_ref.memory import device_kind
+from hyperattention_ref.memory import device_kind, library_of
 
 ENTRY_POINT_GROUP = "hyperattention_ref.backends"
 
@@ -117,11 +117,12 @@ def get_backend(name: str) -> Backend:
 def select(backend, query) -> Backend:
     """The backend that will run.
 
-    None picks by the kind of array: `numba` for NumPy arrays and what NumPy converts, `cupy` for arrays on a GPU. A
-    name or an instance is obeyed or refused; there is no fallback.
+    None picks by the kind of array: `numba` for NumPy arrays and what NumPy converts; of arrays on a GPU `numba-cuda`
+    for those of Numba and `cupy` for all others. A name or an instance is obeyed or refused; there is no fallback.
     """
     if backend is None:
-        return get_backend("cupy" if device_kind(query) else "numba")
+        on_gpu = "numba-cuda" if library_of(query) == "numba" else "cupy"
+        return get_backend(on_gpu if device_kind(query) else "numba")
     if isinstance(backend, str):
         return get_backend(backend)
     if isinstance(backend, Backend) and not isinstance(backend, type):

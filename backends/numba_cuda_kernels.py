@@ -13,6 +13,7 @@ sum over a column of P, P**2                        | `column_sums`
 P.T @ y                                             | `transposed`
 sum over the draws of min(exp(logits), cap)         | `capped_rows`
 hamming_sorted_lsh                                  | `hash_rows`
+max |x|; x.astype(...), x[rows], x - center         | `largest`; `convert`
 
 Three habits keep the kernels short.
 
@@ -389,3 +390,50 @@ def hash_rows(rows, planes, codes):
             bit ^= product > 0
             code = 2 * code + bit
         codes[i] = code
+
+
+# --- Memory: what the library asks of arrays besides ------------------------------------------------------------------
+
+
+@cuda.jit
+def largest(rows, found):
+    """found[block] = the largest |entry| of TILE x TILE rows; infinity if one of them is infinite or NaN.
+
+    Threads y take every TILE-th of these rows, threads x every TILE-th column. NaN would win or lose a maximum by where
+    it stands; it is not below infinity, and is taken for it.
+    """
+    x, y = cuda.threadIdx.x, cuda.threadIdx.y
+    real = found.dtype.type
+    tile = cuda.shared.array((TILE, PITCH), found.dtype)
+    first = cuda.blockIdx.x * TILE * TILE
+
+    top = real(0)
+    for i in range(first + y, min(first + TILE * TILE, rows.shape[0]), TILE):
+        for e in range(x, rows.shape[1], TILE):
+            entry = abs(real(rows[i, e]))
+            top = max(top, entry if entry < real(math.inf) else real(math.inf))
+    tile[y, x] = top
+    cuda.syncthreads()
+    if x == 0 and y == 0:
+        for r in range(TILE):
+            for c in range(TILE):
+                top = max(top, tile[r, c])
+        found[cuda.blockIdx.x] = top
+
+
+@cuda.jit
+def convert(values, rows, center, out):
+    """out[i] = values[rows[i]] - center, rounded to the type of `out`; a block has TILE rows of it.
+
+    rows : row numbers, or empty for row i itself.
+    center : one number for each column, or empty for none; the difference is formed in its type.
+    """
+    real = center.dtype.type
+    i = cuda.blockIdx.x * TILE + cuda.threadIdx.y
+    if i < out.shape[0]:
+        row = rows[i] if rows.size > 0 else i
+        for e in range(cuda.threadIdx.x, out.shape[1], TILE):
+            entry = real(values[row, e])
+            if center.size > 0:
+                entry -= center[e]
+            out[i, e] = out.dtype.type(entry)

@@ -9,7 +9,8 @@ operating-system thread for each. On hardware a mistake in the synchronisation s
 - *shared memory read before it is written*; fresh global memory is NaN;
 - *index* outside an array, negative ones too, which NumPy would wrap.
 
-`install()` puts this below `numba.cuda`, and adds the CUDA array interface that the simulator lacks.
+`install()` puts this below `numba.cuda`, and adds what the simulator lacks: the CUDA array interface, and events and
+foreign streams, which change nothing, since everything is done when it is called.
 """
 
 from __future__ import annotations
@@ -172,8 +173,31 @@ def install() -> None:
     """Replace the scheduler and the memory of `numba.cuda` for this process."""
     FakeCUDAKernel.__call__ = launch
     FakeCUDAArray.__cuda_array_interface__ = property(lambda self: self._ary.__array_interface__)
+    FakeCUDAArray.shape = property(lambda self: self._ary.shape)  # outside of kernels shape[-1] is an entry
     cuda.device_array = _fresh_array
     cuda.from_cuda_array_interface = _from_interface
+    cuda.event, cuda.external_stream = Event, Stream
+    cuda.get_current_device = lambda: SimpleNamespace(id=0)
+
+
+class Stream:
+    """A stream that another library made."""
+
+    def __init__(self, pointer: int):
+        self.pointer = pointer
+
+    def synchronize(self):
+        pass
+
+
+class Event:
+    """A mark in a stream; here it has always passed."""
+
+    def record(self, stream=0):
+        pass
+
+    def query(self) -> bool:
+        return True
 
 
 def _fresh_array(shape, dtype):

@@ -3,10 +3,11 @@
 The device is chosen when Numba is imported, so `test_numba_cuda.py` runs this file in a process of its own.
 """
 
-import ctypes
+import contextlib
 import inspect
 import sys
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import config, cuda
 
+import hyperattention_ref as hr
 from hyperattention_ref.backends import conformance_inputs, numba_cuda_kernels
 from hyperattention_ref.backends.conformance import _check_arithmetic, _check_codes, check_backend
 from hyperattention_ref.backends.conformance_inputs import (
@@ -26,10 +28,11 @@ from hyperattention_ref.backends.conformance_inputs import (
     _lay_out,
     attention_inputs,
 )
-from hyperattention_ref.backends.numba_cuda_backend import Device, NumbaCuda
+from hyperattention_ref.backends.numba_cuda_backend import NumbaCuda
+from hyperattention_ref.backends.numba_cuda_device import NumbaDevice
 from hyperattention_ref.backends.reference import Reference
 from hyperattention_ref.block_mask import BlockMask
-from hyperattention_ref.measures.attention_sums import AttentionSums
+from hyperattention_ref.measures import hardness_parameters
 from hyperattention_ref.plan import HeadPlan, Plan, Rectangle
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -40,69 +43,33 @@ if SIMULATED:
     numba_cuda_kernels.TILE, numba_cuda_kernels.PITCH = 4, 5  # several tiles, the last one ragged, in small arrays
 
 
-class DeviceCopy:
-    """A host array copied to the device together with its strides."""
-
-    def __init__(self, x: np.ndarray):
-        low, high = np.lib.array_utils.byte_bounds(x)
-        description = x.__array_interface__
-        self.memory = cuda.to_device(np.frombuffer(ctypes.string_at(low, high - low), np.uint8))
-        pointer = self.memory.__cuda_array_interface__["data"][0] + description["data"][0] - low
-        self.__cuda_array_interface__ = description | {"data": (pointer, False), "version": 3}
-
-
-class Launcher(NumbaCuda):
-    """NumbaCuda that takes the simulated device for one, and any module for its kernels."""
+class Launching(NumbaDevice):
+    """A NumbaDevice that takes the simulated device for one, and any module for its kernels."""
 
     def __init__(self, kernels=numba_cuda_kernels):
-        self.kernels = kernels
+        super().__init__()
+        self._kernels = kernels
+
+    @property
+    def kernels(self):
+        return self._kernels
 
     def unavailable(self):
         return None if SIMULATED else super().unavailable()
 
-    def _device(self):
-        super()._device()
-        return Device(self.kernels)
+
+def launcher(kernels=numba_cuda_kernels) -> NumbaCuda:
+    return NumbaCuda(Launching(kernels))
 
 
-class OnDevice:
-    """A Launcher for NumPy arrays, as the conformance suite makes them: they are copied to the device and back."""
-
-    name = NumbaCuda.name
-
-    def __init__(self, kernels=numba_cuda_kernels):
-        self.backend = Launcher(kernels)
-
-    def unavailable(self):
-        return self.backend.unavailable()
-
-    def hash_codes(self, x, planes):
-        return home(self.backend.hash_codes(DeviceCopy(x), planes))
-
-    def exact_attention(self, q, k, v, **options):
-        return home(self.backend.exact_attention(*map(DeviceCopy, (q, k, v)), **options))
-
-    def planned_attention(self, q, k, v, plan, **options):
-        return home(self.backend.planned_attention(*map(DeviceCopy, (q, k, v)), plan, **options))
-
-    def attention_sums(self, q, k, mask, **options):
-        return home(self.backend.attention_sums(DeviceCopy(q), DeviceCopy(k), mask, **options))
-
-    def transposed_attention(self, q, k, y, lse, **options):
-        return home(self.backend.transposed_attention(*map(DeviceCopy, (q, k, y, lse)), **options))
-
-    def capped_sums(self, q, k, mask, samples, log_caps, **options):
-        log_caps = DeviceCopy(log_caps)
-        return home(self.backend.capped_sums(DeviceCopy(q), DeviceCopy(k), mask, samples, log_caps, **options))
+def there(*arrays: np.ndarray):
+    """Views of copies on the device, with the strides of these arrays."""
+    return [launcher().memory.from_host(x) for x in arrays]
 
 
-def home(result):
-    """Every device array of a result copied to the host."""
-    if isinstance(result, tuple):
-        return tuple(map(home, result))
-    if isinstance(result, AttentionSums):
-        return AttentionSums(**{name: home(x) for name, x in vars(result).items()})
-    return result if isinstance(result, float) else result.copy_to_host()
+def home(*arrays) -> list[np.ndarray]:
+    """Copies on the host."""
+    return [launcher().memory.to_host(x) for x in arrays]
 
 
 # --- Conformance ------------------------------------------------------------------------------------------------------
@@ -116,7 +83,7 @@ def small_arrays(monkeypatch):
 
 
 def test_conforms():
-    result = check_backend(OnDevice(), max_examples=6 if SIMULATED else 60)
+    result = check_backend(launcher(), max_examples=6 if SIMULATED else 60)
     assert result.backend == "numba-cuda"
     assert 0 < result.worst_ratio <= 1
 
@@ -124,7 +91,7 @@ def test_conforms():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_conforms_on_many_examples(seed):
-    assert check_backend(OnDevice(), max_examples=60, seed=seed).worst_ratio <= 1
+    assert check_backend(launcher(), max_examples=60, seed=seed).worst_ratio <= 1
 
 
 # --- Properties -------------------------------------------------------------------------------------------------------
@@ -153,8 +120,8 @@ def planned(rectangle: Rectangle) -> Plan:
 def test_strides_change_no_bit(layout, dtype):
     views = [_lay_out(np.stack([x, x[::-1]]), layout) for x in rows(7, 7, dtype=dtype)]
     plain = [np.ascontiguousarray(x) for x in views]
-    got, needed = (OnDevice().exact_attention(*x, scale=1, is_causal=True) for x in (views, plain))
-    for x, y in zip(got, needed, strict=True):
+    got, needed = (launcher().exact_attention(*there(*x), scale=1, is_causal=True) for x in (views, plain))
+    for x, y in zip(home(*got), home(*needed), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
@@ -165,10 +132,10 @@ def test_a_head_gets_the_same_bits_alone_and_among_others(example):
     q, k, v = (x[head] for x in example.arrays.values())
     heads = example.plan.heads[0], example.plan.heads[-1]
     both = [np.stack([x, x]) for x in (q, k, v)]
-    together = OnDevice().planned_attention(*both, Plan((2,), heads), scale=example.scale)
+    together = home(*launcher().planned_attention(*there(*both), Plan((2,), heads), scale=example.scale))
     for h, head_plan in enumerate(heads):
-        alone = OnDevice().planned_attention(q, k, v, Plan((), (head_plan,)), scale=example.scale)
-        for x, y in zip(alone, together, strict=True):
+        alone = launcher().planned_attention(*there(q, k, v), Plan((), (head_plan,)), scale=example.scale)
+        for x, y in zip(home(*alone), together, strict=True):
             np.testing.assert_array_equal(x, y[h])
 
 
@@ -176,37 +143,241 @@ def test_a_head_gets_the_same_bits_alone_and_among_others(example):
 def test_logits_may_be_as_large_as_the_door_lets_pass(dtype):
     q, k, v = rows(dtype=dtype)
     scale = 2.0 ** (np.finfo(dtype).maxexp - 2 - 3)  # a power of two, and signs: every logit is exact
-    call = np.sign(q), np.sign(k), v, planned(crowded())
+    arrays = np.sign(q), np.sign(k), v
     with np.errstate(all="raise", under="ignore"):
-        out, lse = OnDevice().planned_attention(*call, scale=scale)
-        sums = OnDevice().attention_sums(*call[:2], crowded(), scale=scale, is_causal=False)
-    needed_out, needed_lse = Reference().planned_attention(*call, scale=scale)
+        out, lse = home(*launcher().planned_attention(*there(*arrays), planned(crowded()), scale=scale))
+        sums = launcher().attention_sums(*there(*arrays[:2]), crowded(), scale=scale, is_causal=False)
+    needed_out, needed_lse = Reference().planned_attention(*arrays, planned(crowded()), scale=scale)
     np.testing.assert_allclose(out, needed_out, rtol=0, atol=1e-5)
     np.testing.assert_allclose(lse, needed_lse, rtol=1e-5)
-    assert np.all(np.isfinite(sums.entropy))
+    assert np.all(np.isfinite(home(sums.entropy)))
 
 
-@pytest.mark.parametrize(
-    ("library", "constructor", "device"), [("cupy", "asarray", {}), ("torch", "as_tensor", {"device": "its device"})]
-)
-def test_results_are_arrays_of_the_callers_library(library, constructor, device, monkeypatch):
-    module = types.ModuleType(library)
-    setattr(module, constructor, lambda x, **options: (library, options, x.copy_to_host()))
-    monkeypatch.setitem(sys.modules, library, module)
-    of_library = type("array", (DeviceCopy,), {"__module__": library, "device": "its device"})
-    options = {"scale": 0.5, "is_causal": False}
-    plain = Launcher().exact_attention(*map(DeviceCopy, rows()), **options)
-    in_library = Launcher().exact_attention(*map(of_library, rows()), **options)
-    for x, (name, where, y) in zip(plain, in_library, strict=True):
-        assert (name, where) == (library, device)
-        np.testing.assert_array_equal(x.copy_to_host(), y)
+# --- The library on device arrays -------------------------------------------------------------------------------------
+
+PAPER = {"block_size": 3, "sample_size": 4, "lsh_bits": 4, "rng": 0}
+CENTRED = hr.Recipe(views=("centred_sort_lsh",), block_size=3, sample_size=4)
+PILOT = hr.Recipe(views=("local",), block_size=3, heavy_columns=1, pilot_rows=3, sample_size=4, sampling="importance")
+ALGORITHM_2 = {"kappa": 3.0, "epsilon": 0.5, "m": 5, "rng": 0}
+
+# name: (the call for q, k, v and a backend, the shape of a head in front, the backend to agree with)
+CALLS = {
+    "exact": (lambda *qkv, **b: hr.exact_attention(*qkv, return_lse=True, **b), (2,), "numpy"),
+    "paper": (lambda *qkv, **b: hr.hyper_attention(*qkv, **PAPER, return_lse=True, **b), (2,), "numpy"),
+    "causal": (lambda *qkv, **b: hr.hyper_attention(*qkv, **PAPER, is_causal=True, min_seq_len=4, **b), (2,), "numpy"),
+    "centred": (lambda *qkv, **b: hr.hyper_attention(*qkv, recipe=CENTRED, rng=0, **b), (2,), "numpy"),
+    "pilot": (lambda *qkv, **b: hr.hyper_attention(*qkv, recipe=PILOT, rng=0, **b), (), "numpy"),
+    "hardness": (lambda q, k, _, **b: hr.hardness(q, k, rng=0, **b), (2,), "numpy"),
+    "algorithm 2": (lambda q, k, _, **b: hr.approx_d(q, k, None, rescale_rows=True, **ALGORITHM_2, **b), (), None),
+    "algorithm 3": (lambda *qkv, **b: hr.literal_hyper_attention(*qkv, BANDS, **ALGORITHM_2, **b), (), None),
+}
+BANDS = BlockMask.from_orders(np.arange(9), np.arange(9), 3)
 
 
-def test_the_stream_of_an_array_is_no_hindrance():
-    arrays = [DeviceCopy(x) for x in rows()]
-    for x in arrays:
-        x.__cuda_array_interface__["stream"] = 1
-    Launcher().exact_attention(*arrays, scale=0.5, is_causal=False)
+@pytest.mark.parametrize("name", CALLS)
+def test_the_library_takes_device_arrays(name):
+    call, lead, other = CALLS[name]
+    dtype = np.float64 if other is None else np.float32
+    arrays = [np.random.default_rng(3).standard_normal((*lead, 9, d)).astype(dtype) for d in (5, 5, 4)]
+    found = call(*map(cuda.to_device, arrays), backend=launcher())
+    agree(found, call(*arrays, backend=other), 1e-12 if dtype == np.float64 else 1e-5)
+
+
+def test_the_norm_of_p_is_found_from_products_on_the_device(monkeypatch):
+    monkeypatch.setattr(hardness_parameters, "DENSE_ENTRIES", 0)
+    q, k, _ = rows(7, 7, 3)
+    found = hr.hardness(*map(cuda.to_device, (q, k)), is_causal=True, rng=0, backend=launcher())
+    agree(found, hr.hardness(q, k, is_causal=True, rng=0, backend="numpy"), 1e-5)
+
+
+def test_grouped_queries_share_their_keys_on_the_device():
+    rng = np.random.default_rng(4)
+    arrays = [rng.standard_normal((heads, 5, 3)).astype(np.float16) for heads in (4, 2, 2)]
+    found = hr.exact_attention(*map(cuda.to_device, arrays), enable_gqa=True, backend=launcher())
+    agree(found, hr.exact_attention(*arrays, enable_gqa=True, backend="numpy"), 1e-3)
+
+
+def agree(found, needed, tolerance):
+    """Results with the same numbers, on the device or the host, field by field."""
+    if isinstance(needed, tuple | list):
+        assert len(found) == len(needed)
+        for x, y in zip(found, needed, strict=True):
+            agree(x, y, tolerance)
+    elif isinstance(needed, np.ndarray | float | int):
+        on_host = found if isinstance(found, np.ndarray | float | int) else home(found)[0]
+        np.testing.assert_allclose(on_host, needed, rtol=tolerance, atol=tolerance)
+    elif hasattr(needed, "__dict__"):
+        for name, x in vars(needed).items():
+            agree(getattr(found, name), x, tolerance)
+
+
+@pytest.mark.parametrize("entry", [np.nan, np.inf, -np.inf])
+def test_the_door_sees_what_is_not_finite(entry):
+    q, k, v = rows()
+    k[-1, -1] = entry
+    with pytest.raises(ValueError, match="key has non-finite entries"):
+        hr.exact_attention(*map(cuda.to_device, (q, k, v)), backend=launcher())
+
+
+def test_the_door_refuses_logits_that_overflow():
+    q, k, v = rows()
+    with pytest.raises(ValueError, match="logits may overflow float32"):
+        hr.exact_attention(*map(cuda.to_device, (1e30 * q, 1e30 * k, v)), backend=launcher())
+
+
+def test_the_mean_of_huge_rows_is_finite():
+    x = 1e30 * rows()[0]
+    (centred,) = home(launcher().memory.centred(*there(x)))
+    np.testing.assert_allclose(centred, x - x.mean(axis=0), atol=1e25)
+
+
+# --- Libraries and streams --------------------------------------------------------------------------------------------
+
+in_the_simulator = pytest.mark.skipif(not SIMULATED, reason="the stand-ins have the memory of the host")
+
+
+class Library(types.ModuleType):
+    """A stand-in for a library whose current stream is number 7; its arrays are NumPy's below."""
+
+    stream = 7
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.array = type("array", (StandIn,), {"__module__": name})
+        stream = types.SimpleNamespace(ptr=self.stream, cuda_stream=self.stream)
+        self.cuda = types.SimpleNamespace(
+            Device=lambda number: contextlib.nullcontext(),
+            current_stream=lambda number: stream,
+            get_current_stream=lambda: stream,
+        )
+        self.Tensor, self.device = self.array, lambda kind, number: number
+
+    def __getattr__(self, name):
+        return np.dtype(name)  # torch.float32
+
+    def empty(self, shape, dtype, device=0):
+        return self.array(np.full(shape, 77, dtype))
+
+
+class StandIn:
+    """What the readers in `device_array` ask of a torch tensor, a CuPy array, and any other."""
+
+    is_cuda, requires_grad = True, False
+
+    def __init__(self, memory: np.ndarray):
+        self.memory, self.shape, self.strides, self.itemsize = memory, memory.shape, memory.strides, memory.itemsize
+        self.device = types.SimpleNamespace(index=0, id=0)
+        self.data = types.SimpleNamespace(ptr=memory.ctypes.data)
+
+    @property
+    def dtype(self):
+        return f"torch.{self.memory.dtype}" if type(self).__module__ == "torch" else self.memory.dtype
+
+    @property
+    def __cuda_array_interface__(self):
+        return self.memory.__array_interface__
+
+    def data_ptr(self):
+        return self.memory.ctypes.data
+
+    def stride(self):
+        return tuple(stride // self.itemsize for stride in self.strides)
+
+
+class Watched:
+    """The kernels, which note the streams in which they are launched."""
+
+    def __init__(self, log: list):
+        self.log = log
+
+    def __getattr__(self, name):
+        kernel = getattr(numba_cuda_kernels, name)
+        return kernel if isinstance(kernel, int) else self._noting(kernel)
+
+    def _noting(self, kernel):
+        def configured(_, configuration):
+            self.log.append(("launch", getattr(configuration[2], "pointer", 0)))
+            return kernel[configuration]
+
+        return type("Noting", (), {"__getitem__": configured})()
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """What is launched, copied and waited for, with the number of the stream."""
+    noted: list = []
+    copy = cuda_simulator.FakeCUDAArray.copy_to_device
+
+    def copy_to_device(self, x, stream=0):
+        noted.append(("copy", getattr(stream, "pointer", 0)))
+        copy(self, x, stream)
+
+    monkeypatch.setattr(cuda_simulator.FakeCUDAArray, "copy_to_device", copy_to_device)
+    monkeypatch.setattr(cuda, "synchronize", lambda: noted.append(("wait", "for all")))
+    return noted
+
+
+def attention(arrays, kernels=numba_cuda_kernels):
+    return launcher(kernels).planned_attention(*arrays, planned(crowded()), scale=0.5)
+
+
+@in_the_simulator
+@pytest.mark.parametrize(("name", "stream", "numba_name"), [("torch", 7, 7), ("cupy", 7, 7), ("torch", 0, 1)])
+def test_work_and_results_are_those_of_the_callers_library(name, stream, numba_name, monkeypatch, log):
+    monkeypatch.setattr(Library, "stream", stream)
+    monkeypatch.setitem(sys.modules, name, Library(name))
+    needed = home(*attention(there(*rows())))
+    log.clear()
+    results = attention([sys.modules[name].array(x) for x in rows()], Watched(log))
+    assert {kind for kind, _ in log} == {"launch", "copy"}
+    assert {number for _, number in log} == {numba_name}
+    for x, y in zip(results, needed, strict=True):
+        assert type(x) is sys.modules[name].array
+        np.testing.assert_array_equal(x.memory, y)
+
+
+@in_the_simulator
+def test_numba_arrays_are_worked_on_in_the_default_stream(log):
+    results = attention(map(cuda.to_device, rows()), Watched(log))
+    assert {number for _, number in log} == {0}
+    assert all(isinstance(x, cuda_simulator.FakeCUDAArray) for x in results)
+
+
+@in_the_simulator
+@pytest.mark.parametrize("strangers", [("jax",) * 3, ("torch", "numba", "numba"), ("torch", "cupy", "torch")])
+def test_strangers_are_waited_for_before_and_after(strangers, monkeypatch, log):
+    for name in {"torch", "cupy"} & set(strangers):
+        monkeypatch.setitem(sys.modules, name, Library(name))
+    array = {name: cuda.to_device if name == "numba" else Library(name).array for name in strangers}
+    array |= {name: sys.modules[name].array for name in {"torch", "cupy"} & set(strangers)}
+    attention([array[name](x) for name, x in zip(strangers, rows(), strict=True)], Watched(log))
+    waits = [i for i, (kind, _) in enumerate(log) if kind == "wait"]
+    assert waits == [0, len(log) - 1]
+
+
+@in_the_simulator
+def test_host_arrays_live_until_they_have_been_read(monkeypatch):
+    copies, passed = [], []
+
+    class Event(cuda_simulator.Event):
+        def query(self):
+            return bool(passed)
+
+    def copy_to_device(self, x, stream=0):
+        copies.append(weakref.ref(x))
+        np.copyto(self._ary, x)
+
+    monkeypatch.setattr(cuda, "event", Event)
+    backend, arrays = launcher(), there(*rows())
+    monkeypatch.setattr(cuda_simulator.FakeCUDAArray, "copy_to_device", copy_to_device)
+    for _ in range(2):
+        backend.planned_attention(*arrays, planned(crowded()), scale=0.5)
+    assert copies
+    assert all(copy() is not None for copy in copies)
+    passed.append(True)
+    former = copies.copy()
+    backend.planned_attention(*arrays, planned(crowded()), scale=0.5)
+    assert all(copy() is None for copy in former)
 
 
 # --- Planted bugs -----------------------------------------------------------------------------------------------------
@@ -231,7 +402,29 @@ def examples() -> dict:
         "transposed": (TransposedInputs(q, q, y, lse, scale, True), _check_arithmetic),
         "capped": (CappedInputs(q, k, r, r.sampled_keys, caps, scale), _check_arithmetic),
         "hash": (HashInputs(hashed, rng.standard_normal((9, 6))), _check_codes),
+        "largest": (rng.uniform(-1, 1, (19, 6)).astype(np.float16), check_largest),
+        "convert": (q, check_convert),
     }
+
+
+def check_largest(backend, x):
+    """The largest entry is found wherever it stands, and never lost in NaN."""
+    for place in ((0, 0), (9, 3), (-1, -1)):
+        for entry in (-9, np.nan, np.inf):
+            marked = x.copy()
+            marked[place] = entry
+            (found,) = backend.memory.largest({"x": there(marked)[0]})()
+            assert found == (9 if entry == -9 else np.inf), f"the largest of {entry} at {place} is {found}"
+
+
+def check_convert(backend, x):
+    """Rows, layouts and columns come as NumPy has them; centred rows have the mean 0."""
+    memory, chosen, (view,) = backend.memory, np.array([7, 0, 7, 9]), there(x)
+    copied = memory.copy(view, "float64", rows=chosen)
+    np.testing.assert_array_equal(memory.to_host(copied), x[chosen].astype(np.float64), "the rows")
+    np.testing.assert_array_equal(memory.to_host(view[::-2, 1::2]), x[::-2, 1::2], "the view")
+    centred = memory.to_host(memory.centred(view))
+    np.testing.assert_allclose(centred, x - x.mean(axis=0), atol=1e-6, err_msg="the mean")
 
 
 def kernels_with(old: str, new: str, *, occurrence: int | None = None) -> types.ModuleType:
@@ -353,13 +546,24 @@ PLANTED = {
     ),
     "zero row in the top bucket": ("hash", "bit ^= product > 0", "bit ^= product >= 0", "Definition 1"),
     "Gray rank without exclusive or": ("hash", "bit ^= product > 0", "bit = product > 0", "Definition 1"),
+    "sign kept": ("largest", "entry = abs(real(rows[i, e]))", "entry = real(rows[i, e])", "the largest"),
+    "NaN swallowed": ("largest", "entry if entry < real(math.inf) else real(math.inf)", "entry", "the largest"),
+    "last rows skipped": ("largest", "rows.shape[0]), TILE):", "rows.shape[0] - 1), TILE):", "the largest"),
+    "rows of the next block": ("largest", "first + y, min(", "first + y, max(", "index"),
+    "threads left out": ("largest", "for r in range(TILE):", "for r in range(2):", "the largest"),
+    "every thread stores its own": ("largest", "    if x == 0 and y == 0:\n", "    if True:\n", "race"),
+    "wrong row": ("convert", "row = rows[i] if rows.size > 0 else i", "row = i", "the rows"),
+    "column forgotten": ("convert", "entry = real(values[row, e])", "entry = real(values[row, 0])", "the rows"),
+    "rows beyond the last copied": ("convert", "if i < out.shape[0]:", "if True:", "index"),
+    "center forgotten": ("convert", "entry -= center[e]", "pass", "the mean"),
+    "center of one column": ("convert", "entry -= center[e]", "entry -= center[0]", "the mean"),
 }
 
 
 @pytest.mark.parametrize("name", examples())
 def test_without_a_bug_nothing_is_reported(name):
     example, check = examples()[name]
-    check(OnDevice(), example)
+    check(launcher(), example)
 
 
 @pytest.mark.skipif(not SIMULATED, reason="a broken kernel may do anything to a real device")
@@ -368,13 +572,13 @@ def test_planted_bug_is_caught(bug):
     shown_by, old, new, word = PLANTED[bug]
     example, check = examples()[shown_by]
     with pytest.raises(AssertionError, match=word):
-        check(OnDevice(kernels_with(old, new)), example)
+        check(launcher(kernels_with(old, new)), example)
 
 
 @pytest.mark.skipif(not SIMULATED, reason="a broken kernel may do anything to a real device")
 @pytest.mark.parametrize("occurrence", range(BARRIERS))
 def test_every_barrier_is_needed(occurrence):
-    backend = OnDevice(kernels_with(BARRIER, "pass", occurrence=occurrence))
+    backend = launcher(kernels_with(BARRIER, "pass", occurrence=occurrence))
     reports = (report(backend, *shown) for shown in examples().values())
     assert any("race" in text or "before it is written" in text for text in reports)
 

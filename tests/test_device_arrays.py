@@ -181,7 +181,7 @@ def test_torch_is_asked_directly_since_its_interface_does_not_know_bfloat16(monk
 
 
 MAKERS = {"torch": "torch", "cupy": "cupy", "numba": "numba", "jax": "cupy"}
-DEFAULTS = {"torch": "cupy", "cupy": "cupy", "jax": "cupy", "numba": "cupy"}
+DEFAULTS = {"torch": "cupy", "cupy": "cupy", "jax": "cupy", "numba": "numba-cuda"}
 
 
 @pytest.mark.parametrize(("owner", "maker"), MAKERS.items())

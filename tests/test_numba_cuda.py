@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from numba import cuda
 
+import hyperattention_ref as hr
+from hyperattention_ref.backends.device_array import DeviceArray
 from hyperattention_ref.backends.numba_cuda_backend import NumbaCuda
+from hyperattention_ref.backends.numba_cuda_device import NumbaDevice
 
 HERE = Path(__file__).parent
 SUITE = HERE / "numba_cuda_on_device.py"
 
 
-class OnNoDevice(NumbaCuda):
-    """NumbaCuda up to the point at which it would need a device."""
+class NoDevice(NumbaDevice):
+    """A NumbaDevice up to the point at which it would need one."""
 
     def unavailable(self):
         return None
@@ -30,11 +33,11 @@ def described(shape=(2, 5, 3), dtype=np.float32, device=None):
 
 
 def on(number: int):
-    return described(device=SimpleNamespace(index=number))
+    return described(device=SimpleNamespace(id=number))
 
 
 def call(q, k, v):
-    return OnNoDevice().exact_attention(q, k, v, scale=1.0, is_causal=False)
+    return NumbaCuda(NoDevice()).exact_attention(q, k, v, scale=1.0, is_causal=False)
 
 
 # --- What it says -----------------------------------------------------------------------------------------------------
@@ -72,7 +75,7 @@ def test_reason_without_a_driver(monkeypatch):
 
 
 def test_every_call_says_why_there_is_no_device(monkeypatch):
-    monkeypatch.setattr(NumbaCuda, "unavailable", lambda self: "the reason")
+    monkeypatch.setattr(NumbaDevice, "unavailable", lambda self: "the reason")
     q = k = v = y = described()
     both = {"scale": 1.0, "is_causal": False}
     calls = [
@@ -82,7 +85,10 @@ def test_every_call_says_why_there_is_no_device(monkeypatch):
         lambda backend: backend.attention_sums(q, k, None, **both),
         lambda backend: backend.transposed_attention(q, k, y, None, **both),
         lambda backend: backend.capped_sums(q, k, None, None, None, scale=1.0),
+        lambda backend: backend.memory.view("query", q),
+        lambda backend: backend.memory.to_host(q),
     ]
+    assert NumbaCuda().unavailable() == "the reason"
     for operation in calls:
         with pytest.raises(RuntimeError, match="'numba-cuda' cannot run here: the reason"):
             operation(NumbaCuda())
@@ -92,30 +98,51 @@ def test_every_call_says_why_there_is_no_device(monkeypatch):
 
 
 def test_host_arrays_are_refused_with_the_remedy():
-    with pytest.raises(TypeError, match=r"query is a numpy.ndarray .*move it with cupy.asarray"):
+    message = r"query is a numpy.ndarray on the host; the backend 'numba-cuda' works on arrays .*pass cupy.asarray"
+    with pytest.raises(TypeError, match=message):
         call(np.zeros((2, 5, 3)), described(), described())
+    with pytest.raises(TypeError, match=message):
+        hr.exact_attention(*np.zeros((3, 5, 3)), backend=NumbaCuda(NoDevice()))
+    q = described((5, 3))
+    with pytest.raises(TypeError, match=r"y is a numpy\.ndarray on the host"):
+        NumbaCuda(NoDevice()).transposed_attention(q, q, np.zeros((5, 2)), np.zeros(5), scale=1.0, is_causal=False)
 
 
 def test_mixed_types_are_refused():
-    with pytest.raises(TypeError, match=r"query float32, key float64, value float32; they must be"):
+    with pytest.raises(TypeError, match=r"dtypes differ \(query float32, key float64, value float32\); all must be"):
         call(described(), described(dtype=np.float64), described())
 
 
-@pytest.mark.parametrize("dtype", [np.int32, "V2"])  # PyTorch describes bfloat16 as two bytes of no type
+@pytest.mark.parametrize("dtype", [np.int32, "V2"])  # JAX describes bfloat16 as two bytes of no type
 def test_other_types_are_refused(dtype):
-    with pytest.raises(TypeError, match="they must be one of float16, float32, float64"):
+    with pytest.raises(TypeError, match="it must be one of float16, float32, float64: convert it"):
         call(*[described(dtype=dtype)] * 3)
 
 
+def test_bfloat16_is_refused_with_the_remedy():
+    x = DeviceArray(None, 0, "bfloat16", (4, 3), (3, 1), 0)
+    with pytest.raises(TypeError, match=r"query has dtype bfloat16; .* use the backend 'cupy', or convert it to "):
+        call(x, x, x)
+    with pytest.raises(TypeError, match="x has dtype bfloat16"):
+        NumbaCuda(NoDevice()).memory.view("x", x)
+
+
 def test_mixed_devices_are_refused():
-    with pytest.raises(ValueError, match=r"different devices \(query on 0, key on 1, value on 0\); move them to one"):
+    message = r"the devices differ \(query 0, key 1, value 0\); all must be the same: move the arrays to one"
+    with pytest.raises(ValueError, match=message):
         call(on(0), on(1), on(0))
 
 
 def test_another_device_than_the_current_one_is_refused(monkeypatch):
     monkeypatch.setattr(cuda, "get_current_device", lambda: SimpleNamespace(id=0))
-    with pytest.raises(ValueError, match=r"not on the current device of Numba, number 0 .*select_device"):
+    message = "arrays are on device 1, and the current device of Numba is 0: call numba.cuda.select_device"
+    with pytest.raises(ValueError, match=message):
         call(on(1), on(1), on(1))
+    memory = NumbaCuda(NoDevice()).memory
+    with pytest.raises(ValueError, match=message):
+        memory.copy(memory.view("x", on(1)), "float64")
+    with pytest.raises(ValueError, match=r"the devices differ \(query 0, key 1, value 0\)"):
+        hr.exact_attention(on(0), on(1), on(0), backend=NumbaCuda(NoDevice()))
 
 
 # --- What it computes -------------------------------------------------------------------------------------------------

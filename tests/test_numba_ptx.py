@@ -3,6 +3,7 @@
 It needs no device and no driver, but the compiler that comes with numba-cuda.
 """
 
+import contextlib
 import functools
 import inspect
 import re
@@ -15,7 +16,10 @@ from numba import cuda, typeof
 from numba.cuda import dispatcher
 
 from hyperattention_ref.backends import numba_cuda_kernels
-from hyperattention_ref.backends.numba_cuda_backend import Device, NumbaCuda
+from hyperattention_ref.backends.device_array import DeviceArray
+from hyperattention_ref.backends.numba_cuda_backend import NumbaCuda
+from hyperattention_ref.backends.numba_cuda_device import NumbaDevice, Queue
+from hyperattention_ref.backends.numba_cuda_memory import NumbaMemory
 from hyperattention_ref.plan import HeadPlan, Plan, Rectangle
 
 REMEDY = "install it with: pip install 'hyperattention-ref[cuda]'"
@@ -33,56 +37,66 @@ SOURCE = inspect.getsource(numba_cuda_kernels)
 KERNELS = re.findall(r"@cuda\.jit\ndef (\w+)", SOURCE)
 
 
-class HostMemory(np.ndarray):
-    """Memory that would be on the device."""
-
-    def copy_to_host(self):
-        return np.asarray(self)
-
-
 @dataclass(frozen=True)
-class Recorder(Device):
-    """A device that only notes with which types the kernels would be launched."""
+class Recorder(Queue):
+    """A queue that only notes with which types the kernels would be launched, the first time."""
 
     signatures: dict = field(default_factory=dict)
 
     def empty(self, shape, dtype):
-        return np.zeros(shape, dtype).view(HostMemory)
+        return on_device(np.zeros(shape, dtype))
 
     def moved(self, x):
-        return np.ascontiguousarray(x)
+        return on_device(np.ascontiguousarray(x))
+
+    def download(self, x):
+        return host_array(x)
 
     def launch(self, name, n_blocks, *args):
-        self.signatures[name] = tuple(typeof(np.asarray(x) if isinstance(x, HostMemory) else x) for x in args)
+        types_given = tuple(typeof(host_array(x) if isinstance(x, DeviceArray) else x) for x in args)
+        self.signatures.setdefault(name, types_given)
+
+
+class RecordingDevice(NumbaDevice):
+    """A device that is always there, and whose queues note what they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.signatures: dict[str, tuple] = {}
+
+    def unavailable(self):
+        return None
+
+    @contextlib.contextmanager
+    def queue(self, *arrays):
+        yield Recorder(self.kernels, signatures=self.signatures)
+
+
+def on_device(x: np.ndarray) -> DeviceArray:
+    """Memory of the host that would be on the device."""
+    strides = tuple(stride // x.itemsize for stride in x.strides)
+    return DeviceArray(x, x.ctypes.data, x.dtype.name, x.shape, strides)
+
+
+def host_array(x: DeviceArray) -> np.ndarray:
+    return np.asarray(types.SimpleNamespace(__array_interface__=x.__cuda_array_interface__, owner=x))
 
 
 @functools.cache
 def signatures(dtype) -> dict:
     """The argument types of each kernel, as the backend launches it for inputs of this dtype with any strides."""
-    recorder = Recorder(numba_cuda_kernels)
-
-    def given(n, d):
-        x = np.ones((2 * n, d), dtype)[::2]
-        return types.SimpleNamespace(__cuda_array_interface__=x.__array_interface__, owner=x)
-
-    def on_host(description, owner):
-        return np.asarray(types.SimpleNamespace(__array_interface__=description, owner=owner))
-
-    q, k, v, y = given(5, 3), given(4, 3), given(4, 2), given(5, 2)
-    row = np.ones(5, np.promote_types(dtype, np.float32))
-    row = types.SimpleNamespace(__cuda_array_interface__=row.__array_interface__, owner=row)
+    q, k, v, y = (on_device(np.ones((2 * n, d), dtype)[::2]) for n, d in ((5, 3), (4, 3), (4, 2), (5, 2)))
+    row = on_device(np.ones(5, np.promote_types(dtype, np.float32)))
     rectangle = Rectangle(5, 4, exact_keys=[1], sampled_keys=[0], log_weights=[0.0])
-    backend = NumbaCuda()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NumbaCuda, "_device", lambda self: recorder)
-        patch.setattr(cuda, "synchronize", lambda: None)
-        patch.setattr(cuda, "from_cuda_array_interface", on_host)
-        backend.planned_attention(q, k, v, Plan((), (HeadPlan(5, 4, (rectangle,)),)), scale=1.0)
-        backend.attention_sums(q, k, rectangle, scale=1.0, is_causal=False)
-        backend.transposed_attention(q, k, y, row, scale=1.0, is_causal=False)
-        backend.capped_sums(q, k, rectangle, np.zeros(6, np.int64), row, scale=1.0)
-        backend.hash_codes(q, np.ones((2, 3)))
-    return recorder.signatures
+    backend = NumbaCuda(RecordingDevice())
+    backend.planned_attention(q, k, v, Plan((), (HeadPlan(5, 4, (rectangle,)),)), scale=1.0)
+    backend.attention_sums(q, k, rectangle, scale=1.0, is_causal=False)
+    backend.transposed_attention(q, k, y, row, scale=1.0, is_causal=False)
+    backend.capped_sums(q, k, rectangle, np.zeros(6, np.int64), row, scale=1.0)
+    backend.hash_codes(q, np.ones((2, 3)))
+    backend.memory.largest({"query": q})
+    backend.memory.centred(q)
+    return backend.device.signatures
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +132,17 @@ def test_kernel_compiles(name, dtype, capability):
     assert ".entry" in ptx
     assert ".local" not in ptx  # nothing spills to memory that only looks local
     if dtype != np.float64:
+        assert not float64_instructions(ptx)
+
+
+@pytest.mark.parametrize("source", DTYPES)
+@pytest.mark.parametrize("target", ["float16", "float64"])
+def test_rows_are_converted_from_and_to_every_type(source, target):
+    device = RecordingDevice()
+    NumbaMemory(device).copy(on_device(np.ones((5, 6), source)[:, ::2]), target, rows=np.arange(2))
+    ptx = ptx_of(numba_cuda_kernels.convert, device.signatures["convert"], CAPABILITIES[0])
+    assert ".local" not in ptx
+    if np.float64 not in (source, np.dtype(target)):
         assert not float64_instructions(ptx)
 
 
