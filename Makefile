@@ -22,7 +22,8 @@ test: .venv/test.installed
 	.venv/bin/pytest
 
 models: .venv-models/installed
-	.venv-models/bin/pytest tests/test_maps.py tests/test_model_capture.py tests/test_bench.py
+	.venv-models/bin/pytest tests/test_maps.py tests/test_model_capture.py tests/test_bench.py \
+	    tests/test_exact_primitives.py
 
 cuda: .venv-cuda/installed
 	.venv-cuda/bin/pytest -m "not gpu" tests/test_numba_ptx.py tests/test_nvrtc.py tests/test_cupy_package.py

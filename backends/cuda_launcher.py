@@ -44,8 +44,15 @@ from hyperattention_ref.backends.cuda_plan import (
     head_sides,
     plan_tables,
 )
-from hyperattention_ref.backends.device_array import DeviceArray, require_one
+from hyperattention_ref.backends.device_array import DeviceArray, require_one, torch_view
+from hyperattention_ref.backends.exact_primitives import (
+    ExactPrimitive,
+    carried_state,
+    leaves_attention,
+    leaves_obstacle,
+)
 from hyperattention_ref.measures.attention_sums import AttentionSums
+from hyperattention_ref.memory import library_of
 from hyperattention_ref.plan import Rectangle
 
 PATHS = ("auto", "portable", "tensor")
@@ -69,12 +76,14 @@ class CudaBackend:
     path : "portable" (ordinary multiply-adds), "tensor" (tensor cores: float16 or bfloat16, compute capability 8.0,
         and what `attention_path` names; refused where impossible), or "auto": tensor cores for bfloat16 where they
         are possible, else portable. `attention_path` tells which it is.
+    exact : who computes exact attention and the leaves of causal plans: None for the kernels of this library, or an
+        `ExactPrimitive`, which takes torch tensors and is refused where it cannot run.
     """
 
-    def __init__(self, device: Device, path: str = "auto"):
+    def __init__(self, device: Device, path: str = "auto", exact: ExactPrimitive | None = None):
         if path not in PATHS:
             raise ValueError(f"path is {path!r}; it must be one of {', '.join(PATHS)}")
-        self.device, self.path = device, path
+        self.device, self.path, self.exact = device, path, exact
         self.layouts = Layouts(device)
         self.memory = CudaMemory(device, self.layouts)
         self._tables: WeakKeyDictionary = WeakKeyDictionary()
@@ -97,14 +106,22 @@ class CudaBackend:
             n_k = arrays[1].shape[-2]
             if is_causal and n_q != n_k:
                 raise ValueError(f"is_causal with {n_q} queries and {n_k} keys; causal attention needs equal lengths")
+            if self.exact:
+                return self._by_primitive(arrays, ((0, n_q),), scale, is_causal)
             tables = self._upload(exact_tables(math.prod(lead), n_q, n_k, is_causal))
             return self._results(self._run(tables, self._begin(arrays, tables.carries, scale)))
 
     def planned_attention(self, q, k, v, plan, *, scale):
         arrays = self._views(query=q, key=k, value=v)
         with self.device.scope(arrays[0]):
-            tables = self._kept(plan, lambda: self._upload(plan_tables(plan)))
-            return self._results(self._run(tables, self._begin(arrays, tables.carries, scale)))
+            begun = None
+            if self.exact and plan.is_causal:
+                leaves = {head.leaves for head in plan.heads}
+                if len(leaves) > 1:
+                    raise ValueError(f"the exact primitive {self.exact.name!r} needs one set of leaves for all heads")
+                begun = self._by_primitive(arrays, leaves.pop(), scale, True)
+            tables = self._kept(plan, lambda: self._upload(plan_tables(plan, leaves=not begun)))
+            return self._results(self._run(tables, self._begin(arrays, tables.carries, scale, begun)))
 
     def drawn_attention(self, q, k, v, noise, planner, *, scale):
         """(out, lse) of the attention of the Plan that `planner` makes from this noise, without a Plan on the host.
@@ -123,19 +140,22 @@ class CudaBackend:
         arrays = self._views(query=q, key=k, value=v)
         with self.device.scope(arrays[0]):
             query, key, _ = arrays
-            recipe = planner.recipe
+            leaves, recipe, begun = planner.leaves, planner.recipe, None
+            if self.exact and leaves:
+                begun = self._by_primitive(arrays, leaves, scale, True)
             tables = drawn_tables(
                 math.prod(query.shape[:-2]),
                 query.shape[-2],
                 key.shape[-2],
-                planner.leaves,
+                leaves,
                 planner.places,
                 block_size=recipe.block_size,
                 sample_size=recipe.sample_size,
+                begun=bool(begun),
             )
             there = self._kept(tables, lambda: self._upload(tables))
             drawn = DrawnIndices(self.device, self.layouts, query, key, tables, there.sorting, planner, noise)
-            return self._results(self._run(there, self._begin(arrays, there.carries, scale), drawn))
+            return self._results(self._run(there, self._begin(arrays, there.carries, scale, begun), drawn))
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
         query, key = self._views(query=q, key=k)
@@ -212,13 +232,20 @@ class CudaBackend:
                 return f"{name} has strides {x.strides}; contiguous rows at multiples of 16 bytes are needed"
         return None
 
-    def _begin(self, arrays: list[DeviceArray], carries: bool, scale: float) -> Attending:
-        """Memory for the results and for the states in between, and what every launch passes on."""
+    def _begin(self, arrays: list[DeviceArray], carries: bool, scale: float, begun=None) -> Attending:
+        """Memory for the results and for the states in between, and what every launch passes on.
+
+        `begun` is (out, lse) of all queries so far, in memory that the results may take.
+        """
         q, k, v = arrays
         d, d_v = q.shape[-1], v.shape[-1]
-        out = self.device.empty((*q.shape[:-1], d_v), q.dtype, like=q)
-        lse = self.device.empty(q.shape[:-1], real(q), like=q)
-        carried = self.device.empty((math.prod(q.shape[:-1]) if carries else 0, d_v + 2), real(q))
+        if begun:
+            carried = self.device.view("the state", carried_state(begun[0], begun[1], d_v))
+            out, lse = (self.device.view("a result", x) for x in begun)
+        else:
+            out = self.device.empty((*q.shape[:-1], d_v), q.dtype, like=q)
+            lse = self.device.empty(q.shape[:-1], real(q), like=q)
+            carried = self.device.empty((math.prod(q.shape[:-1]) if carries else 0, d_v + 2), real(q))
         matrices = [x for array in arrays for x in self.layouts.matrix(array)]
         rest = [np.int64(q.shape[-2]), *integers(d, d_v), np.float64(scale), out, lse, carried]
         return Attending(self._attention_kernel(q, k, v), matrices, rest, out, lse)
@@ -235,6 +262,27 @@ class CudaBackend:
 
     def _results(self, state: Attending):
         return state.out.owner, state.lse.owner
+
+    def _by_primitive(self, arrays: list[DeviceArray], leaves, scale: float, is_causal: bool):
+        """(out, lse) of exact attention by the primitive: of all keys, or if causal inside each leaf."""
+        assert self.exact is not None
+        wrong = [x for x in arrays if library_of(x.owner) != "torch"]
+        if wrong:
+            kind = f"{library_of(wrong[0].owner)}.{type(wrong[0].owner).__name__}"
+            raise TypeError(
+                f"the exact primitive {self.exact.name!r} takes torch tensors, and an array is a {kind}: pass "
+                "torch.from_dlpack of it, or leave `exact` out"
+            )
+        q, k, v = (torch_view(x) for x in arrays)
+        if is_causal:
+            reason = leaves_obstacle(self.exact, q, k, v, leaves, scale=scale)
+        else:
+            reason = self.exact.obstacle(q, k, v, is_causal=False, scale=scale)
+        if reason:
+            raise ValueError(f"the exact primitive {self.exact.name!r} cannot run: {reason}")
+        if is_causal:
+            return leaves_attention(self.exact, q, k, v, leaves, scale=scale)
+        return self.exact(q, k, v, scale=scale, is_causal=False)
 
     def _attention_kernel(self, q: DeviceArray, k: DeviceArray, v: DeviceArray) -> tuple[Kernel, int, int]:
         """The kernel, its threads and its shared memory."""

@@ -25,6 +25,7 @@ from hyperattention_ref.backends.device_array import (
     new_array,
     strided_bytes,
 )
+from hyperattention_ref.backends.exact_primitives import PRIMITIVES, ExactPrimitive
 
 SOURCES = Path(__file__).parent / "cuda"
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that a kernel may have without asking
@@ -36,12 +37,19 @@ class CupyBackend(CudaBackend):
     Parameters
     ----------
     path : see `CudaBackend`.
+    exact : who computes exact attention and causal leaves: None for the kernels of this library, "flash" or "cudnn" for
+        the operators of PyTorch, or an `ExactPrimitive`.
     """
 
     name = "cupy"
 
-    def __init__(self, path: str = "auto"):
-        super().__init__(CupyDevice(), path)
+    def __init__(self, path: str = "auto", exact: str | ExactPrimitive | None = None):
+        if isinstance(exact, str):
+            if exact not in PRIMITIVES:
+                known = ", ".join(PRIMITIVES)
+                raise ValueError(f"exact is {exact!r}; it must be None, an ExactPrimitive or one of {known}")
+            exact = PRIMITIVES[exact]
+        super().__init__(CupyDevice(), path, exact)
 
     def unavailable(self) -> str | None:
         return _obstacle()

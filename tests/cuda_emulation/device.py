@@ -133,8 +133,8 @@ class EmulatedBackend(CudaBackend):
 
     name = "cuda emulation"
 
-    def __init__(self, path="auto", device=None):
-        super().__init__(device or EmulatedDevice(), path)
+    def __init__(self, path="auto", device=None, exact=None):
+        super().__init__(device or EmulatedDevice(), path, exact)
 
     def unavailable(self):
         return missing_compiler()
