@@ -23,7 +23,7 @@ test: .venv/test.installed
 
 models: .venv-models/installed
 	.venv-models/bin/pytest tests/test_maps.py tests/test_model_capture.py tests/test_bench.py \
-	    tests/test_exact_primitives.py
+	    tests/test_bench_gpu.py tests/test_exact_primitives.py
 
 cuda: .venv-cuda/installed
 	.venv-cuda/bin/pytest -m "not gpu" tests/test_numba_ptx.py tests/test_nvrtc.py tests/test_cupy_package.py
@@ -40,7 +40,7 @@ types: .venv-wheel/installed
 	cd build && ../.venv-wheel/bin/mypy --config-file ../pyproject.toml --package hyperattention_ref
 
 clean:
-	rm -rf .venv .venv-models .venv-cuda .venv-wheel build docs/_build report bench hyperattention_ref.egg-info
+	rm -rf .venv .venv-models .venv-cuda .venv-wheel build docs/_build report bench bench-gpu hyperattention_ref.egg-info
 	rm -rf .hypothesis .pytest_cache .ruff_cache
 
 .venv/%.installed: pyproject.toml .venv/pyvenv.cfg

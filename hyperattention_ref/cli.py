@@ -7,6 +7,7 @@ imported before it is known that all are there.
 # No `from __future__ import annotations`: Typer reads the annotations of functions that are defined inside `_app`.
 
 import os
+import shlex
 import sys
 import time
 from contextlib import nullcontext
@@ -222,6 +223,10 @@ def add_surveys(cli) -> None:
             _refuse(error)
 
 
+HOST_ONLY = ("value_dim", "against", "family", "dtype", "seconds", "measure", "threads")
+"""Options of `bench` that mean nothing with --gpu."""
+
+
 def add_bench(cli) -> None:
     """The command that times."""
     import typer
@@ -251,10 +256,17 @@ def add_bench(cli) -> None:
     start = typer.Option(help="Seed of everything random.")
     sums = typer.Option("--measure", help="Also time the exact measures: α, κ and a step towards ‖P‖.")
     cores = typer.Option(help="Threads of every library alike; default: all cores that may be used.")
-    folder = typer.Option(help="Folder of the results; a benchmark that was interrupted resumes there.")
+    folder = typer.Option(
+        help="Folder of the results; a benchmark that was interrupted resumes there. Default: bench, or bench-gpu."
+    )
+    on_gpu = typer.Option(
+        "--gpu", help="Time the GPU backends on this machine’s GPU beside PyTorch’s SDPA, with lengths of its own."
+    )
+    patience_gpu = typer.Option("--minutes", help="With --gpu: what would end later is left out. Default: 8.")
 
     @cli.command()
     def bench(
+        context: typer.Context,
         n: Annotated[list[int] | None, lengths] = None,
         heads: Annotated[int, batch] = usual["heads"],
         dim: Annotated[int, size] = usual["dim"],
@@ -272,7 +284,9 @@ def add_bench(cli) -> None:
         measure: Annotated[bool, sums] = False,
         threads: Annotated[int | None, cores] = None,
         seed: Annotated[int, start] = usual["seed"],
-        out: Annotated[Path, folder] = Path("bench"),
+        out: Annotated[Path | None, folder] = None,
+        gpu: Annotated[bool, on_gpu] = False,
+        minutes: Annotated[float | None, patience_gpu] = None,
     ) -> None:
         """Time HyperAttention on this machine beside exact attention and other packages, every answer checked first.
 
@@ -283,7 +297,14 @@ def add_bench(cli) -> None:
         from hyperattention_ref.bench.console import run
 
         console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
+        if gpu:
+            given = {name: x for name, x in context.params.items() if _is_given(context, name)}
+            if not bench_gpu(given, console):
+                raise typer.Exit(1)
+            return
         try:
+            if minutes is not None:
+                raise ValueError("--minutes belongs to --gpu; here --seconds limits the runs of a call")
             settings = BenchSettings(
                 n=tuple(n or usual["n"]),
                 heads=heads,
@@ -303,11 +324,36 @@ def add_bench(cli) -> None:
                 threads=available_cores() if threads is None else threads,
                 seed=seed,
             )
-            is_right = run(out, settings, console)
+            is_right = run(out or Path("bench"), settings, console)
         except BAD_INPUT as error:
             _refuse(error)
         if not is_right:
             raise typer.Exit(1)
+
+
+def bench_gpu(given: dict, console) -> bool:
+    """`bench --gpu` with the options that were given; whether every answer was right."""
+    from hyperattention_ref.bench.gpu_cases import GpuSettings
+    from hyperattention_ref.bench.gpu_console import run as run_gpu
+
+    command = shlex.join(["hyperattention", *sys.argv[1:]])
+    try:
+        if senseless := [f"--{name.replace('_', '-')}" for name in HOST_ONLY if name in given]:
+            raise ValueError(f"{', '.join(senseless)}: not with --gpu; see `hyperattention bench --help`")
+        names = ("heads", "block_size", "sample_size", "min_seq_len", "repeats", "seed")
+        options = {name: given[name] for name in names if name in given}
+        options |= {to: tuple(given[name]) for to, name in (("n", "n"), ("backends", "backend")) if name in given}
+        options |= {"dims": (given["dim"],)} if "dim" in given else {}
+        options |= {"causal": (True,)} if "causal" in given else {}
+        settings = GpuSettings(**options)
+        return run_gpu(given.get("out", Path("bench-gpu")), settings, given.get("minutes", 8.0), command, console)
+    except BAD_INPUT as error:
+        _refuse(error)
+
+
+def _is_given(context, name: str) -> bool:
+    """Whether an option stands on the command line, or in a variable of the environment."""
+    return context.get_parameter_source(name).name != "DEFAULT"
 
 
 def _numbers(given: str | None) -> list[int] | None:

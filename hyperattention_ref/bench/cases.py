@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,48 +25,66 @@ ship with the package, 512 tokens and d = 32 whatever is asked."""
 DTYPES = ("float32", "float64")
 WHOLE, PLANNED, EXACT, RIVAL = "HyperAttention", "given a plan", "exact", "rival"
 """Kinds of contestants: a backend's whole call, the same without making the plan, exact attention, and the rivals."""
+SDPA = "PyTorch SDPA"
+"""One more kind, on a GPU: exact attention of PyTorch by the backend of SDPA that the engine names."""
+GPU_BACKENDS = ("cupy", "numba-cuda")
+"""They take device arrays; `gpu_run.py` is their benchmark."""
 SWEEP_BUDGETS = (64, 128, 256, 512, 1024, 2048)
 """Keys for each query of HyperAttention, half in its block and half sampled, where error is plotted against time."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class BenchSettings(Result):
-    """What is measured, on what, and how often.
+class CallSettings(Result):
+    """What decides a call beside its arrays.
+
+    Attributes
+    ----------
+    dim : coordinates of a query.
+    is_causal : causal attention.
+    block_size, sample_size, min_seq_len : of `hyper_attention`.
+    seed : of everything random.
+    """
+
+    dim: int = 64
+    is_causal: bool = False
+    block_size: int = 256
+    sample_size: int = 256
+    min_seq_len: int = 4096
+    seed: int = 0
+
+
+SomeSettings = TypeVar("SomeSettings", bound=CallSettings)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BenchSettings(CallSettings):
+    """What is measured, on what, and how often; see also `CallSettings`.
 
     Attributes
     ----------
     n : lengths, in ascending order.
-    heads, dim, value_dim : shape of the inputs; `value_dim` None means `dim`.
-    is_causal : causal attention.
+    heads, value_dim : shape of the inputs, with `dim`; `value_dim` None means `dim`.
     backends : names; everything is compared with HyperAttention of the first.
     against : names of rivals, see `rivals.py`.
     families : inputs on which error is measured against time, see FAMILIES.
-    block_size, sample_size, min_seq_len : of `hyper_attention`.
     dtype : float32 or float64.
     repeats : timed runs of each call.
     seconds : once a call has taken so long in all, three runs must do.
     measure : also time the exact measures that `hardness` is made of.
     threads : for every library alike; by default the cores that this process may use.
-    seed : of everything random.
     """
 
     n: tuple[int, ...] = (4096, 16384, 32768)
     heads: int = 1
-    dim: int = 64
     value_dim: int | None = None
-    is_causal: bool = False
     backends: tuple[str, ...] = ("numba",)
     against: tuple[str, ...] = tuple(RIVALS)
     families: tuple[str, ...] = FAMILIES[:3]
-    block_size: int = 256
-    sample_size: int = 256
-    min_seq_len: int = 4096
     dtype: str = "float32"
     repeats: int = 7
     seconds: float = 10.0
     measure: bool = False
     threads: int = field(default_factory=lambda: available_cores())
-    seed: int = 0
 
     def __post_init__(self):
         for name in ("heads", "dim", "block_size", "sample_size", "min_seq_len", "repeats"):
@@ -88,6 +106,8 @@ class BenchSettings(Result):
         if not (self.n and self.backends and self.families):
             raise ValueError("nothing to time; give at least one n, one backend and one family")
         for name in self.backends:
+            if name in GPU_BACKENDS:
+                raise ValueError(f"backend {name!r} takes device arrays; time it with: hyperattention bench --gpu")
             backends.get_backend(name)
         if lacking := missing(self.against):
             raise ValueError(lacking)
@@ -151,8 +171,8 @@ class Contestant(Result):
 
     Attributes
     ----------
-    engine : name of a backend or of a rival.
-    kind : one of WHOLE, PLANNED, EXACT and RIVAL.
+    engine : name of a backend, of a rival or of a backend of SDPA.
+    kind : one of WHOLE, PLANNED, EXACT, RIVAL and SDPA.
     budget : keys for each query, or what the rival's budget counts; None for the settings', or the rival's own.
     """
 
@@ -168,7 +188,7 @@ class Contestant(Result):
     @property
     def is_exact(self) -> bool:
         """Whether it claims to be attention without any approximation."""
-        return self.kind == EXACT or (self.kind == RIVAL and RIVALS[self.engine].budgets is None)
+        return self.kind in (EXACT, SDPA) or (self.kind == RIVAL and RIVALS[self.engine].budgets is None)
 
     @property
     def is_planned(self) -> bool:
@@ -199,19 +219,19 @@ def left_out(settings: BenchSettings) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def with_budget(settings: BenchSettings, contestant: Contestant) -> BenchSettings:
+def with_budget(settings: SomeSettings, contestant: Contestant) -> SomeSettings:
     """The settings with the contestant's budget of keys, half of it in blocks and half sampled."""
     if contestant.budget is None:
         return settings
     return replace(settings, block_size=contestant.budget // 2, sample_size=contestant.budget // 2)
 
 
-def planned(settings: BenchSettings, heads: Heads, backend: str) -> Plan:
+def planned(settings: CallSettings, heads: Heads, backend: str) -> Plan:
     """The plan that the whole call makes from the same seed."""
     return make_plan(heads.query, heads.key, backend=backend, **_decisions(settings), **_everyday(settings, heads))
 
 
-def prepare(contestant: Contestant, settings: BenchSettings, heads: Heads) -> Callable[[], np.ndarray]:
+def prepare(contestant: Contestant, settings: CallSettings, heads: Heads) -> Callable[[], np.ndarray]:
     """The call to be timed; what is not part of it (a plan that is given, a rival's features) is made here."""
     q, k, v, _ = heads
     everyday = _everyday(settings, heads)
@@ -239,10 +259,10 @@ def logits(contestant: Contestant, plan: Plan | None, heads: Heads, is_causal: b
     return None
 
 
-def _decisions(settings: BenchSettings) -> dict[str, Any]:
+def _decisions(settings: CallSettings) -> dict[str, Any]:
     names = ("block_size", "sample_size", "min_seq_len")
     return {name: getattr(settings, name) for name in names} | {"rng": settings.seed}
 
 
-def _everyday(settings: BenchSettings, heads: Heads) -> dict[str, Any]:
+def _everyday(settings: CallSettings, heads: Heads) -> dict[str, Any]:
     return {"scale": heads.scale, "is_causal": settings.is_causal}

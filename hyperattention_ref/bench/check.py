@@ -3,11 +3,17 @@
 A row of attention is attention with a single query, so that a few rows can be had in float64 at any n, and judged by
 the same bounds as a whole head: gate A, the rounding analysis of `error_bound`, and gate B, four times the largest
 error of the blocked NumPy backend on the same rows.
+
+Tensor cores that take bfloat16 round every weight of the softmax to it, and the output. For them gate A also has
+1.1 * 2^-8 (sum p |v| + |out|), see page "gpu_cuda". Gate B compares with rows of NumPy that have the same two
+roundings, in units of what random signs add up to, 1.1 * 2^-8 (sqrt(sum p^2 v^2) + |out|): at large n, where
+gate A alone would allow an error as large as the output, that is a hundredth of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,6 +33,8 @@ PANEL = 8
 """Rows at a time; a panel takes a dozen arrays of PANEL x n float64."""
 MULTIPLE = 4
 """Gate B, in errors of the blocked NumPy backend."""
+U_BFLOAT = 2.0**-8
+"""Unit roundoff of bfloat16."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,39 +70,59 @@ class Piece(NamedTuple):
 
     queries: np.ndarray
     keys: np.ndarray
-    plan: HeadPlan | None
-    merges: int
+    plan: HeadPlan | None = None
+    merges: int = 0
+    is_causal: bool = False
 
 
-def exact_rows(heads: Heads, *, is_causal: bool, seed: int) -> DrawnRows:
-    """Rows of exact attention. Cost O(rows n d) for each head."""
+def exact_rows(heads: Heads, *, is_causal: bool, seed: int, is_bfloat: bool = False, workers: int = 1) -> DrawnRows:
+    """Rows of exact attention. Cost O(rows n d) for each head.
+
+    `heads` may be any sequences of heads, each of which NumPy can take. With `is_bfloat` their numbers are those of
+    bfloat16, and so is the output that will be judged. `workers` heads are computed at a time.
+    """
 
     def pieces(head: int, rows: np.ndarray) -> Iterator[Piece]:
-        for panel in np.split(rows, range(1 if is_causal else PANEL, len(rows), 1 if is_causal else PANEL)):
-            yield Piece(panel, np.arange(panel[-1] + 1 if is_causal else heads.n), None, 0)
+        for panel in np.split(rows, range(PANEL, len(rows), PANEL)):
+            yield Piece(panel, np.arange(panel[-1] + 1 if is_causal else heads.n), is_causal=is_causal)
 
-    return _rows(heads, pieces, seed)
+    return _rows(heads, pieces, seed, is_bfloat, workers)
 
 
-def planned_rows(heads: Heads, plan: Plan, *, seed: int) -> DrawnRows:
-    """Rows of the attention of a plan. Cost O(rows (n + keys met d)) for each head."""
+def planned_rows(heads: Heads, plan: Plan, *, seed: int, is_bfloat: bool = False, workers: int = 1) -> DrawnRows:
+    """Rows of the attention of a plan, as `exact_rows`. Cost O(rows (n + keys met d)) for each head."""
 
     def pieces(head: int, rows: np.ndarray) -> Iterator[Piece]:
         return (_planned_row(plan.heads[head], row) for row in rows)
 
-    return _rows(heads, pieces, seed)
+    return _rows(heads, pieces, seed, is_bfloat, workers)
 
 
 def check(output, truth: DrawnRows) -> Check:
     """Judge an output; a NaN is wrong."""
-    error = np.abs(truth.of(output) - truth.out)
-    worst = float(np.max(error / truth.allowed))
+    return check_rows(truth.of(output), truth)
+
+
+def check_rows(rows: np.ndarray, truth: DrawnRows) -> Check:
+    """Judge the drawn rows of an output."""
+    worst = float(np.max(np.abs(rows - truth.out) / truth.allowed))
     return Check(bool(worst <= 1), worst)
 
 
 def relative_error(output, truth: DrawnRows) -> float:
     """||output - truth||_F / ||truth||_F over the drawn rows of all heads."""
-    return float(np.linalg.norm(truth.of(output) - truth.out) / np.linalg.norm(truth.out))
+    return relative_error_of_rows(truth.of(output), truth)
+
+
+def relative_error_of_rows(rows: np.ndarray, truth: DrawnRows) -> float:
+    """The same from the drawn rows of an output."""
+    return float(np.linalg.norm(rows - truth.out) / np.linalg.norm(truth.out))
+
+
+def bfloat(x) -> np.ndarray:
+    """The nearest numbers of bfloat16, ties to even, as float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
 
 
 def mean_of_values(heads: Heads, is_causal: bool) -> np.ndarray:
@@ -122,30 +150,51 @@ def _planned_row(head: HeadPlan, row: int) -> Piece:
     return Piece(np.array([row]), keys, HeadPlan(1, len(keys), (rectangle,)), max(parts - 1, 0))
 
 
-def _rows(heads: Heads, pieces, seed: int) -> DrawnRows:
+def _rows(heads: Heads, pieces: Callable, seed: int, is_bfloat: bool, workers: int) -> DrawnRows:
     drawn = draw_rows(seed, heads.n, min(ROWS, heads.n), len(heads.query))
-    parts = [
-        _piece(heads.query[h], heads.key[h], heads.value[h], heads.scale, piece)
-        for h, rows in enumerate(drawn)
-        for piece in pieces(h, rows)
-    ]
-    out, bound, floor, usual = (np.concatenate(x) for x in zip(*parts, strict=True))
-    worst = np.max(np.abs(usual - out) / bound)
-    allowed = np.minimum(bound, MULTIPLE * worst * bound + floor)
-    shape = (len(drawn), -1, heads.value.shape[-1])
+
+    def one_head(h: int) -> list[tuple]:
+        q, k, v = (np.asarray(x[h]) for x in heads.arrays)
+        return [_piece(q, k, v, heads.scale, piece, is_bfloat) for piece in pieces(h, drawn[h])]
+
+    with ThreadPoolExecutor(workers) as pool:
+        parts = [part for head in pool.map(one_head, range(len(drawn))) for part in head]
+    out, bound, unit, floor, usual = (np.concatenate(x) for x in zip(*parts, strict=True))
+    worst = np.max(np.abs(usual - out) / unit)
+    allowed = np.minimum(bound, MULTIPLE * worst * unit + floor)
+    shape = (len(drawn), -1, out.shape[-1])
     return DrawnRows(drawn, out.reshape(shape), allowed.reshape(shape))
 
 
-def _piece(q, k, v, scale: float, piece: Piece):
-    """(out, gate A, gate A for sums of one term, what the NumPy backend gives) for the queries of a piece."""
+def _piece(q, k, v, scale: float, piece: Piece, is_bfloat: bool) -> tuple:
+    """For the queries of a piece: out; gate A; for gate B its unit, what random signs allow, and what NumPy gives."""
     q, k, v, dtype = q[piece.queries], k[piece.keys], v[piece.keys], v.dtype
     terms = head_terms(q, k, scale, head_plan=piece.plan)
+    if piece.is_causal:
+        terms.logits[piece.keys > piece.queries[:, None]] = -np.inf
     terms = replace(terms, merges=np.full(len(q), piece.merges))
-    out, lse = softmax_average(terms.logits, v[terms.keys].astype(np.float64))
+    values = v[terms.keys].astype(np.float64)
+    out, lse = softmax_average(terms.logits, values)
     bound, _ = error_bounds(terms, v, out, lse, dtype, dtype)
     floor, _ = error_bounds(terms, v, out, lse, dtype, dtype, random_walk=True)
-    if piece.plan is None:
-        usual, _ = BlockedNumpy().exact_attention(q, k, v, scale=scale, is_causal=False)
-    else:
-        usual, _ = BlockedNumpy().planned_attention(q, k, v, Plan((), (piece.plan,)), scale=scale)
-    return out, bound, floor, usual
+    if not is_bfloat:
+        return out, bound, bound, floor, _blocked_numpy(q, k, v, scale, piece)
+    weights = np.exp(terms.logits - lse[:, None])
+    walk = 1.1 * U_BFLOAT * (np.sqrt(weights**2 @ values**2) + np.abs(out))
+    bound += 1.1 * U_BFLOAT * (weights @ np.abs(values) + np.abs(out))
+    return out, bound, walk, floor + walk, bfloat(bfloat(weights) @ values)
+
+
+def _blocked_numpy(q, k, v, scale: float, piece: Piece) -> np.ndarray:
+    """What the blocked NumPy backend gives for the queries of a piece."""
+    backend = BlockedNumpy()
+    if piece.plan is not None:
+        return backend.planned_attention(q, k, v, Plan((), (piece.plan,)), scale=scale)[0]
+    if not piece.is_causal:
+        return backend.exact_attention(q, k, v, scale=scale, is_causal=False)[0]
+    rows = []
+    for i, row in enumerate(piece.queries):
+        met = slice(row + 1)
+        out, _ = backend.exact_attention(q[i : i + 1], k[met], v[met], scale=scale, is_causal=False)
+        rows.append(out)
+    return np.concatenate(rows)

@@ -12,7 +12,7 @@ from rich.table import Table
 from hyperattention_ref.bench.cases import BenchSettings
 from hyperattention_ref.bench.ceilings import Ceilings
 from hyperattention_ref.bench.page import write_report
-from hyperattention_ref.bench.report import BenchReport, right, seconds, wording
+from hyperattention_ref.bench.report import BenchReport, megabytes, right, seconds, wording
 from hyperattention_ref.bench.run import benchmark
 from hyperattention_ref.reports.wording import number
 
@@ -94,8 +94,3 @@ def parts_table(report: BenchReport, kind: str, title: str) -> Table:
     for name, n, parts in rows:
         table.add_row(name, str(n), *(number(1e3 * t) for t in parts.values()))
     return table
-
-
-def megabytes(n_bytes: int) -> str:
-    """Bytes in units of 2^20."""
-    return number(n_bytes / 2**20)

@@ -158,6 +158,11 @@ def seconds(x: float) -> str:
     return f"{number(x)} s" if x >= 1 else f"{number(1e3 * x)} ms"
 
 
+def megabytes(n_bytes: int | None) -> str:
+    """Bytes in units of 2^20; a dash for None."""
+    return number(None if n_bytes is None else n_bytes / 2**20)
+
+
 def wording(family: str) -> str:
     """A family as it stands in sentences."""
     return family.replace("_", " ")

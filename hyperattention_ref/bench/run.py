@@ -36,7 +36,7 @@ from hyperattention_ref.bench.stages import measure_stages
 from hyperattention_ref.bench.sums import measure_sums
 from hyperattention_ref.bench.timing import limited_threads, median, quartiles, take_turns, timed
 from hyperattention_ref.reports.files import write_whole
-from hyperattention_ref.results import plain
+from hyperattention_ref.results import Result, plain
 
 PACKAGES = (
     "hyperattention-ref", "numpy", "numba", "torch", "performer-pytorch", "nystrom-attention", "local-attention",
@@ -63,7 +63,7 @@ def benchmark(settings: BenchSettings, out, progress: Callable[[str, int, int], 
     ValueError : `out` holds a benchmark with other settings or of another machine.
     """
     out, facts = Path(out), environment()
-    _claim(out, settings, facts)
+    claim(out, settings, facts)
     cases: dict[str, Callable[[], dict]] = {"ceilings": lambda: measure_ceilings(settings).to_dict()}
     cases |= {f"n={n}": partial(measure_length, settings, n) for n in settings.n}
     cases |= {family: partial(measure_family, settings, family) for family in settings.families}
@@ -72,7 +72,7 @@ def benchmark(settings: BenchSettings, out, progress: Callable[[str, int, int], 
         for name, case in cases.items():
             if progress:
                 progress(name, len(results), len(cases))
-            results[name] = _once(out / "cases" / f"{name}.json", case)
+            results[name] = once(out / "cases" / f"{name}.json", case)
     return {
         "environment": facts,
         "ceilings": results["ceilings"],
@@ -167,11 +167,11 @@ def _note_times(results: dict[str, dict], times: dict[str, list[float]]) -> None
         results[name] |= {"seconds": runs, "median": median(runs), "quartiles": [low, high]}
 
 
-def environment() -> dict[str, str | int]:
+def environment(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | int]:
     """The machine and the versions of what is compared."""
     facts: dict[str, str | int] = {"processor": _processor(), "cores": os.cpu_count() or 1}
     facts |= {"system": f"{platform.system()} {platform.machine()}", "Python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             facts[package] = version(package)
         except PackageNotFoundError:
@@ -189,21 +189,26 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _claim(out: Path, settings: BenchSettings, facts: dict) -> None:
+def claim(out: Path, settings: Result, facts: dict) -> None:
     """Write what this folder is a benchmark of, or refuse a folder that is one of something else."""
-    claim = json.dumps({"settings": settings.to_dict(), "environment": facts})
+    content = json.dumps({"settings": settings.to_dict(), "environment": facts})
     record = out / "settings.json"
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is no folder; name a folder for the results")
-    if record.exists() and record.read_text() != claim:
+    if record.exists() and record.read_text() != content:
         raise ValueError(f"{out} holds a benchmark with other settings or of another machine; name another folder")
     if not record.exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} holds files of something else; name another folder")
     (out / "cases").mkdir(parents=True, exist_ok=True)
-    write_whole(record, claim.encode())
+    write_whole(record, content.encode())
 
 
-def _once(path: Path, case: Callable[[], dict]) -> dict:
-    if not path.exists():
-        write_whole(path, json.dumps(plain(case()), allow_nan=False).encode())
-    return json.loads(path.read_text())
+def once(path: Path, case: Callable[[], dict], keeps: Callable[[dict], bool] = lambda result: True) -> dict:
+    """The result of a case: from its file if there is one, else it runs, and what `keeps` approves of is written."""
+    if path.exists():
+        return json.loads(path.read_text())
+    text = json.dumps(plain(case()), allow_nan=False)
+    result = json.loads(text)
+    if keeps(result):
+        write_whole(path, text.encode())
+    return result

@@ -41,11 +41,13 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def take_turns(calls: dict[Name, Callable[[], Any]], repeats: int, seconds: float) -> dict[Name, list[float]]:
+def take_turns(
+    calls: dict[Name, Callable[[], Any]], repeats: int, seconds: float, *, pause: float = PAUSE
+) -> dict[Name, list[float]]:
     """Time every call `repeats` times, one run of each in turn, so that a slow minute is shared by all.
 
     A call that has taken `seconds` in all stops at the third run or the one that it has reached. The calls should
-    have run before: the first run of anything compiles, loads or allocates.
+    have run before: the first run of anything compiles, loads or allocates. `pause` is the rest before each run.
 
     Returns
     -------
@@ -56,7 +58,7 @@ def take_turns(calls: dict[Name, Callable[[], Any]], repeats: int, seconds: floa
         for name, call in calls.items():
             if len(times[name]) >= LEAST_RUNS and sum(times[name]) >= seconds:
                 continue
-            time.sleep(PAUSE)
+            time.sleep(pause)
             times[name].append(timed(call)[1])
     return times
 
