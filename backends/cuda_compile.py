@@ -15,11 +15,13 @@ from pathlib import Path
 
 from hyperattention_ref.backends.cuda_device import STORAGE, Kernel
 from hyperattention_ref.backends.cuda_launcher import tensor_kernel
+from hyperattention_ref.backends.cuda_lsh import tensor_hash_kernel
 
 SOURCES = Path(__file__).parent / "cuda"
 WIDTHS = (16, 32, 64, 128, 256)
 SORTING = tuple(Kernel("sort.cu", name, ()) for name in ("count_digits", "scan_digits", "place_rows"))
 HEADS = ((16, 16), (64, 64), (64, 128), (128, 128), (256, 16), (192, 192), (256, 256))
+HASHED = (16, 64, 96, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ def portable_kernels(storage: str) -> list[Kernel]:
 
 
 def tensor_kernels(storage: str) -> list[Kernel]:
-    """The kernel for tensor cores at some head dimensions."""
-    return [tensor_kernel(storage, d, d_v)[0] for d, d_v in HEADS]
+    """The kernels for tensor cores at some head dimensions."""
+    attending = [tensor_kernel(storage, d, d_v)[0] for d, d_v in HEADS]
+    return attending + [tensor_hash_kernel(storage, d)[0] for d in HASHED]
 
 
 def compile_kernel(kernel: Kernel, architecture: str) -> Footprint:

@@ -6,6 +6,7 @@ Everything that launches is written against `Device`, so that the same launches 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -62,6 +63,9 @@ class Device(Protocol):
 
     def download(self, x: DeviceArray) -> np.ndarray:
         """A copy on the host; bfloat16 becomes float32."""
+
+    def begin_download(self, x: DeviceArray) -> Callable[[], np.ndarray]:
+        """Begin to copy x, which is contiguous, once everything begun so far is done; the result waits for the copy."""
 
     def synchronize(self) -> None:
         """Wait until everything begun in this scope is done."""
@@ -149,6 +153,11 @@ def row_bytes(x: DeviceArray) -> int:
 def weighted_bytes(x: DeviceArray, width: int) -> int:
     """Of the struct Weighted: a tile of weights and a few rows of values; it is larger than Operands."""
     return (TILE * 68 + (8 if real_bytes(x) == 4 else 2) * width) * real_bytes(x)
+
+
+def warp_bytes(x: DeviceArray) -> int:
+    """Of the struct OfWarps: a number of each warp of a block."""
+    return THREADS // 32 * real_bytes(x)
 
 
 def real_bytes(x: DeviceArray) -> int:

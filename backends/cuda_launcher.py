@@ -33,7 +33,7 @@ from hyperattention_ref.backends.cuda_device import (
     weighted_bytes,
     width_of,
 )
-from hyperattention_ref.backends.cuda_lsh import DrawnIndices, SortingOnDevice, hash_sides, upload_planes
+from hyperattention_ref.backends.cuda_lsh import DrawnIndices, Hyperplanes, SortingOnDevice, hash_sides
 from hyperattention_ref.backends.cuda_memory import CudaMemory
 from hyperattention_ref.backends.cuda_plan import (
     DrawnTables,
@@ -75,7 +75,8 @@ class CudaBackend:
     device : where the kernels run.
     path : "portable" (ordinary multiply-adds), "tensor" (tensor cores: float16 or bfloat16, compute capability 8.0,
         and what `attention_path` names; refused where impossible), or "auto": tensor cores for bfloat16 where they
-        are possible, else portable. `attention_path` tells which it is.
+        are possible, else portable. `attention_path` tells which it is. Hashing has float32 accuracy either way, and
+        takes tensor cores for float16 and bfloat16 where the device has them, unless the path is "portable".
     exact : who computes exact attention and the leaves of causal plans: None for the kernels of this library, or an
         `ExactPrimitive`, which takes torch tensors and is refused where it cannot run.
     """
@@ -95,8 +96,8 @@ class CudaBackend:
             codes = self.device.empty((*lead, n), "int64", like=rows)
             heads = math.prod(lead)
             sides = self.device.upload(head_sides(heads, n))
-            scaled = upload_planes(self.device, np.asarray(planes)[None], rows)
-            hash_sides(self.device, self.layouts, rows, sides, (heads, n), scaled, codes)
+            uploaded = Hyperplanes.of(self.device, np.asarray(planes)[None], rows, self.path)
+            hash_sides(self.device, self.layouts, rows, sides, (heads, n), uploaded, codes)
             return codes.owner
 
     def exact_attention(self, q, k, v, *, scale, is_causal):
@@ -123,7 +124,7 @@ class CudaBackend:
             tables = self._kept(plan, lambda: self._upload(plan_tables(plan, leaves=not begun)))
             return self._results(self._run(tables, self._begin(arrays, tables.carries, scale, begun)))
 
-    def drawn_attention(self, q, k, v, noise, planner, *, scale):
+    def drawn_attention(self, q, k, v, noise, planner, *, scale, extremes=None):
         """(out, lse) of the attention of the Plan that `planner` makes from this noise, without a Plan on the host.
 
         Paper: the practical algorithm, steps 1 to 4. Hash codes, orders and block numbers come into being on the
@@ -136,10 +137,15 @@ class CudaBackend:
         noise : a function that gives the Draw (heads, rectangles, ...) of `planner.noise`. It is called once the leaves
             have been launched, so that the host draws while the device computes them.
         planner : a `recipe.Planner` whose recipe is plain.
+        extremes : the `inputs.Extremes` of query, key and value, to be begun here: of queries and keys hashing finds
+            them, if it sees all of these. Nobody has looked at them yet; bad entries make bad results, nothing worse.
         """
         arrays = self._views(query=q, key=k, value=v)
         with self.device.scope(arrays[0]):
             query, key, _ = arrays
+            hashed = None if planner.is_causal else extremes  # no rectangle has the first queries or the last keys
+            if extremes:
+                extremes.begin(*(["value"] if hashed else ["query", "key", "value"]))
             leaves, recipe, begun = planner.leaves, planner.recipe, None
             if self.exact and leaves:
                 begun = self._by_primitive(arrays, leaves, scale, True)
@@ -154,7 +160,8 @@ class CudaBackend:
                 begun=bool(begun),
             )
             there = self._kept(tables, lambda: self._upload(tables))
-            drawn = DrawnIndices(self.device, self.layouts, query, key, tables, there.sorting, planner, noise)
+            made = tables, there.sorting, planner, noise, self.path, hashed
+            drawn = DrawnIndices(self.device, self.layouts, query, key, *made)
             return self._results(self._run(there, self._begin(arrays, there.carries, scale, begun), drawn))
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,10 +19,28 @@ from hyperattention_ref.backends.cuda_device import (
     storage,
     tiles,
     transposed_kernel,
+    warp_bytes,
 )
 from hyperattention_ref.backends.device_array import DeviceArray, require_dtype, require_one
 
-LARGEST_WARPS, LARGEST_ROWS = 8, 256  # of `largest.cu`: numbers in shared memory, and rows of a block
+LARGEST_ROWS = 256  # of a block of `largest.cu`
+
+
+class Largest:
+    """The largest absolute entries of some arrays, where kernels find them on the device."""
+
+    def __init__(self, device: Device, arrays: Sequence[DeviceArray]):
+        self.device, self.dtypes = device, [x.dtype for x in arrays]
+        self.bits = device.upload(np.zeros(len(arrays), np.int64))
+
+    def place(self, number: int) -> np.uint64:
+        """The address of the bits for one array, 0 so far: an argument for the kernel that looks through it."""
+        return np.uint64(self.bits.pointer + 8 * number)
+
+    def numbers(self) -> Callable[[], list[float]]:
+        """What the kernels launched so far find; the result waits for them, and for nothing that is launched later."""
+        wait = self.device.begin_download(self.bits)
+        return lambda: [_number(x, bits) for x, bits in zip(self.dtypes, wait().view(np.uint64), strict=True)]
 
 
 class CudaMemory:
@@ -41,20 +60,13 @@ class CudaMemory:
         require_one(named, "device")
         arrays = list(named.values())
         with self.device.scope(arrays[0]):
-            found = self.device.upload(np.zeros(len(arrays), np.int64))
-            for place, x in enumerate(arrays):
+            found = Largest(self.device, arrays)
+            for number, x in enumerate(arrays):
                 n, d = x.shape[-2:]
-                args = [*self.layouts.matrix(x), *integers(n, d), np.uint64(found.pointer + 8 * place)]
+                args = [*self.layouts.matrix(x), *integers(n, d), found.place(number)]
                 kernel = Kernel("largest.cu", "largest", (storage(x),))
-                tile_bytes = LARGEST_WARPS * np.dtype(real(x)).itemsize
-                launch(self.device, kernel, tile_bytes, (math.prod(x.shape[:-2]), tiles(n, LARGEST_ROWS)), args)
-
-        def numbers() -> list[float]:
-            with self.device.scope(arrays[0]):
-                bits = self.device.download(found).view(np.uint64)
-            return [_number(x.dtype, one) for x, one in zip(arrays, bits, strict=True)]
-
-        return numbers
+                launch(self.device, kernel, warp_bytes(x), (math.prod(x.shape[:-2]), tiles(n, LARGEST_ROWS)), args)
+            return found.numbers()
 
     def copy(self, x, dtype, *, rows=None):
         return x if rows is None and x.dtype == dtype else self.converted(x, dtype, rows=rows)

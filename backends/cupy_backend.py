@@ -121,6 +121,20 @@ class CupyDevice:
         found = _as_cupy(x, "uint16" if bits else x.dtype).get()
         return (found.astype(np.uint32) << 16).view(np.float32) if bits else found
 
+    def begin_download(self, x: DeviceArray):
+        import cupy
+        import cupyx
+
+        host = cupyx.empty_pinned(x.shape, x.dtype)  # copies to other memory of the host would wait
+        _as_cupy(x, x.dtype).get(out=host, blocking=False)
+        done = cupy.cuda.get_current_stream().record()
+
+        def wait() -> np.ndarray:
+            done.synchronize()
+            return host
+
+        return wait
+
     def synchronize(self) -> None:
         import cupy
 

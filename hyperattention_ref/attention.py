@@ -121,26 +121,15 @@ def hyper_attention(
     if plan is None:
         planner = Planner.of(q, k, is_causal=is_causal, scale=scale, backend=chosen, **decisions)
         if planner.recipe.is_plain and hasattr(chosen, "drawn_attention"):
-            results = _from_noise(chosen, q, k, v, planner, rng, partial(check_range, draws=planner.most_draws))
+            noise = partial(planner.noise, rng, math.prod(q.shape[:-2]), q.shape[-1])
+            results = chosen.drawn_attention(q, k, v, noise, planner, scale=scale, extremes=largest)
+            check_range(draws=planner.most_draws)  # late: the device has looked while it went on
             return _shaped(results, lead, return_lse)
         check_range(draws=planner.most_draws)
         plan = planner.plan(q, k, lead, rng)
     plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal, working_dtype(q))
     check_range(draws=plan.most_draws)
     return _shaped(chosen.planned_attention(q, k, v, plan, scale=scale), lead, return_lse)
-
-
-def _from_noise(backend, q, k, v, planner: Planner, rng, check_range):
-    """(out, lse) by a backend that needs no Plan; the range is checked late, when the device has found it."""
-
-    def noise():
-        draw = planner.noise(rng, math.prod(q.shape[:-2]), q.shape[-1])
-        check_range()
-        return draw
-
-    if not planner.places:  # nobody will ask for the noise
-        check_range()
-    return backend.drawn_attention(q, k, v, noise, planner, scale=planner.scale)
 
 
 def _shaped(results, lead: tuple[int, ...], return_lse: bool):

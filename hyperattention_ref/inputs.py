@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -17,22 +18,33 @@ from hyperattention_ref.memory import HOST, Memory, working_dtype
 
 
 class Extremes:
-    """max |x| of some arrays, sought once and read where it is needed: a GPU looks for it while the host goes on."""
+    """max |x| of some arrays, each sought once, and read where it is needed: a GPU looks while the host goes on."""
 
     def __init__(self, memory: Memory, arrays: dict):
-        self._names = tuple(arrays)
-        self._found = memory.largest(arrays)
+        self._memory, self._arrays = memory, arrays
+        self._begun: list[tuple[tuple[str, ...], Callable[[], list[float]]]] = []
+
+    def begin(self, *names: str) -> None:
+        """Begin to look through these arrays."""
+        self.expect(names, self._memory.largest({name: self._arrays[name] for name in names}))
+
+    def expect(self, names: tuple[str, ...], numbers: Callable[[], list[float]]) -> None:
+        """Somebody who reads these arrays anyhow looks through them; `numbers` waits for what is found."""
+        self._begun.append((names, numbers))
 
     @cached_property
     def values(self) -> list[float]:
-        """The numbers; a ValueError if any entry is not finite."""
-        found = self._found()
-        for name, largest in zip(self._names, found, strict=True):
-            if not math.isfinite(largest):
+        """The numbers, sought now where nobody has begun; a ValueError if any entry is not finite."""
+        sought = {name for names, _ in self._begun for name in names}
+        if rest := [name for name in self._arrays if name not in sought]:
+            self.begin(*rest)
+        found = {name: x for names, numbers in self._begun for name, x in zip(names, numbers(), strict=True)}
+        for name in self._arrays:
+            if not math.isfinite(found[name]):
                 raise ValueError(
                     f"{name} has non-finite entries; all must be finite: look for NaN or infinity upstream"
                 )
-        return found
+        return [found[name] for name in self._arrays]
 
 
 def floating(name: str, x, memory: Memory = HOST):

@@ -5,7 +5,17 @@ import pytest
 
 from hyperattention_ref.backends.cuda_launcher import Kernel
 
-from .cuda_emulation.device import HERE, SCHEDULES, SOURCES, EmulatedDevice, KernelError, build, missing_compiler
+from .cuda_emulation.device import (
+    HERE,
+    SCHEDULES,
+    SOURCES,
+    EmulatedDevice,
+    KernelError,
+    build,
+    from_bfloat,
+    missing_compiler,
+    to_bfloat,
+)
 
 pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 
@@ -24,6 +34,19 @@ def test_fragments_make_the_product_of_the_matrices(transposed):
     run("product", a, b, product, transposed, threads=32, shared_bytes=1024)
     expected = a.astype(np.float64) @ (b if transposed else b.T).astype(np.float64)
     np.testing.assert_allclose(product, expected, atol=1e-5)
+
+
+def test_products_of_pairs_are_rounded_to_bfloat():
+    x, y = to_bfloat(np.random.default_rng(0).standard_normal((2, 128)))
+    x[:6], y[:6] = (
+        to_bfloat([2.0**-133, -(2.0**-130), 1.5, 0, np.inf, 3]),
+        to_bfloat([2.0**127, 0.5, -2, 7, 2, 2.0**-126]),
+    )
+    result = np.zeros(64, np.uint32)
+    run("pairs", x.view(np.uint32), y.view(np.uint32), result)
+    np.testing.assert_array_equal(
+        from_bfloat(result.view(np.uint16)), from_bfloat(to_bfloat(from_bfloat(x) * from_bfloat(y)))
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -36,16 +36,17 @@ TENSOR_HEADS = ((16, 16), (24, 40), (72, 64), (136, 16))
 # --- Portable kernels ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_portable_kernels_conform(schedule):
-    backend = EmulatedBackend(device=EmulatedDevice(schedule, seed=1))
+@pytest.mark.parametrize(("schedule", "path"), [*zip(SCHEDULES, 2 * ("portable", "auto"), strict=True)])
+def test_portable_kernels_conform(schedule, path):
+    """With "auto", rows of float16 are hashed on tensor cores."""
+    backend = EmulatedBackend(path, EmulatedDevice(schedule, seed=1))
     assert check_backend(backend, max_examples=6, seed=SCHEDULES.index(schedule)).worst_ratio <= 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_portable_kernels_conform_on_many_examples(schedule):
-    backend = EmulatedBackend(device=EmulatedDevice(schedule, seed=1))
+@pytest.mark.parametrize(("schedule", "path"), [*zip(SCHEDULES, 2 * ("auto", "portable"), strict=True)])
+def test_portable_kernels_conform_on_many_examples(schedule, path):
+    backend = EmulatedBackend(path, EmulatedDevice(schedule, seed=1))
     assert check_backend(backend, max_examples=100, seed=10 + SCHEDULES.index(schedule)).examples >= 500
 
 

@@ -11,16 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyperattention_ref.backends.conformance_inputs import HashInputs
 from hyperattention_ref.backends.cuda_device import STORAGE, Layouts
-from hyperattention_ref.backends.cuda_lsh import DrawnIndices, SortingOnDevice
+from hyperattention_ref.backends.cuda_lsh import DrawnIndices, Hyperplanes, SortingOnDevice, three_parts
 from hyperattention_ref.backends.cuda_plan import SIDE_FIELDS, drawn_tables, head_sides, plan_tables
 from hyperattention_ref.block_mask import BlockMask
-from hyperattention_ref.definition_1 import hamming_sorted_lsh
+from hyperattention_ref.definition_1 import hamming_sorted_lsh, scaled_rows
 from hyperattention_ref.draw import Draw
 from hyperattention_ref.plan import HeadPlan, Plan, Rectangle, causal_tiling
 
 from .cuda_emulation.bugs import Bug, no_barrier, planted, run_apart, run_sanitized
-from .cuda_emulation.device import SCHEDULES, SOURCES, EmulatedDevice, missing_compiler
+from .cuda_emulation.device import SCHEDULES, SOURCES, EmulatedDevice, from_bfloat, missing_compiler
 from .cuda_emulation.drawn import (
     CHECKS,
     check_runs,
@@ -48,7 +49,11 @@ VIEWS = {
     "one row many times": lambda x: np.broadcast_to(x[:, :1], x.shape),
 }
 QUICK_PAIRS = {("float32", "bfloat16"), ("float64", "float16"), ("bfloat16", "float32")}
-HASHED = [pytest.param(x, marks=() if x in ("float32", "bfloat16") else pytest.mark.slow) for x in STORAGE]
+HASHED = [
+    pytest.param(*pair, marks=() if pair in (("float32", "auto"), ("bfloat16", "auto")) else pytest.mark.slow)
+    for pair in (*((storage, "auto") for storage in STORAGE), ("float16", "portable"), ("bfloat16", "portable"))
+]
+PARTS = [("bfloat16", "auto"), ("float16", "auto")]  # on tensor cores
 PAIRS = [
     pytest.param(storage, target, marks=() if (storage, target) in QUICK_PAIRS else pytest.mark.slow)
     for storage in STORAGE
@@ -101,7 +106,7 @@ def test_block_numbers_are_those_of_a_block_mask(size, seed):
 # --- Hashing ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("storage", HASHED)
+@pytest.mark.parametrize(("storage", "path"), HASHED)
 @given(
     st.integers(1, 62),
     st.integers(1, 40),
@@ -111,7 +116,7 @@ def test_block_numbers_are_those_of_a_block_mask(size, seed):
     st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=20)
-def test_codes_of_sides_are_those_of_definition_1(storage, n_planes, d, sides, view, schedule, seed):
+def test_codes_of_sides_are_those_of_definition_1(storage, path, n_planes, d, sides, view, schedule, seed):
     """Small integers: no sign depends on rounding."""
     rng = np.random.default_rng(seed)
     device = EmulatedDevice(schedule, 3)
@@ -123,8 +128,105 @@ def test_codes_of_sides_are_those_of_definition_1(storage, n_planes, d, sides, v
         places.append((head, first, stop - first, number, sum(map(len, expected))))
         expected.append(hamming_sorted_lsh(numbers(x)[head, first:stop].astype(float), planes[number]))
     codes = np.full(sum(map(len, expected)), -1, np.int64)
-    hash_sides(device, x, records(SIDE_FIELDS, places), planes, codes)
+    largest = hash_sides(device, x, records(SIDE_FIELDS, places), planes, codes, path)
     np.testing.assert_array_equal(codes, np.concatenate(expected))
+    assert largest == max(np.abs(numbers(x)[h, first : first + n]).max() for h, first, n, _, _ in places)
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@given(
+    st.sampled_from((1, 2, 15, 17, 129, 200)),
+    st.sampled_from((16, 24, 63, 64, 72, 256)),
+    st.one_of(st.integers(1, 62), st.just(8)),
+    st.sampled_from(SCHEDULES),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=25)
+def test_tensor_cores_hash_rows_of_any_scale_to_float32_accuracy(storage, n, d, n_planes, schedule, seed):
+    rng = np.random.default_rng(seed)
+    device = EmulatedDevice(schedule, 3)
+    scales = (2.0**-120, 1, 2.0**124) if storage == "bfloat16" else (2.0**-8, 1, 2.0**12)
+    rows = rng.standard_normal((1, n, d)).clip(-4, 4)
+    rows[:, rng.random(n) < 0.2] = 0
+    planes = rng.standard_normal((1, n_planes, d))
+    moderate = numbers(stored(rows, storage)).astype(np.float16 if storage == "float16" else np.float32)
+    decided = HashInputs(moderate, planes[0]).decided()
+    expected = hamming_sorted_lsh(moderate, planes[0])
+    for scale in scales:
+        array, codes = stored(scale * moderate.astype(float), storage), np.full((1, n), -1, np.int64)
+        hash_sides(device, array, head_sides(1, n), planes, codes)
+        np.testing.assert_array_equal(codes[decided], expected[decided])
+    assert device.launched == ["hash_codes_tensor"] * 3
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16"])
+def test_the_hash_does_not_depend_on_the_scale_of_a_row(storage):
+    """To the last bit: rows that are nearly orthogonal to a plane."""
+    rng = np.random.default_rng(0)
+    planes = rng.standard_normal((1, 62, 64))
+    x = numbers(stored(rng.standard_normal((1, 128, 64)), storage)).astype(float)
+    x[0, :, 0] -= (x @ planes[0].T)[0, np.arange(128), np.arange(128) % 62] / planes[0, np.arange(128) % 62, 0]
+    x = numbers(stored(x.clip(-7, 7), storage)).astype(float)
+    x[np.abs(x) < 2.0**-6] = 0  # so that no scale loses bits
+    found = []
+    for exponent in (-110, -40, 0, 9, 124) if storage == "bfloat16" else (-6, 0, 12):
+        codes = np.full((1, 128), -1, np.int64)
+        hash_sides(EmulatedDevice(), stored(np.ldexp(x, exponent), storage), head_sides(1, 128), planes, codes)
+        found.append(codes)
+    for codes in found[1:]:
+        np.testing.assert_array_equal(codes, found[0])
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16"])
+def test_rows_below_the_normal_numbers_are_hashed(storage):
+    least = 2.0 ** (-133 if storage == "bfloat16" else -24)
+    x = np.random.default_rng(0).integers(-4, 5, (1, 40, 33)).astype(float)
+    planes, codes = np.random.default_rng(1).standard_normal((1, 8, 33)), np.full((1, 40), -1, np.int64)
+    assert hash_sides(EmulatedDevice(), stored(least * x, storage), head_sides(1, 40), planes, codes) == 4 * least
+    np.testing.assert_array_equal(codes, hamming_sorted_lsh(x, planes[0]))
+
+
+@pytest.mark.parametrize(
+    ("storage", "path"), [("float32", "auto"), ("float64", "auto"), ("bfloat16", "portable"), *PARTS]
+)
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_hashing_finds_what_is_not_finite(storage, path, bad):
+    for place in ((0, 0, 0), (1, 129, 16), (1, 64, 5)):
+        x = np.random.default_rng(0).standard_normal((2, 130, 17))
+        x[place] = bad
+        codes = np.full((2, 130), -1, np.int64)
+        largest = hash_sides(EmulatedDevice(), stored(x, storage), head_sides(2, 130), np.ones((1, 9, 17)), codes, path)
+        assert np.isnan(largest) if np.isnan(bad) else largest == np.inf
+        assert np.all((codes >= 0) & (codes < 2**9))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(1, 40), st.sampled_from([x for x, _ in PARTS]))
+def test_three_parts_make_a_float32_number(seed, n_planes, d, storage):
+    rng = np.random.default_rng(seed)
+    planes = scaled_rows(rng.standard_normal((2, n_planes, d)) * 2.0 ** rng.integers(-30, 1, (2, n_planes, d)))
+    parts = three_parts(planes, storage, 64)
+    assert parts.shape == (2, -(-n_planes // 8), 3, 8, 64)
+    assert parts.dtype == np.uint16
+    found = from_bfloat(parts) if storage == "bfloat16" else np.ldexp(parts.view(np.float16).astype(float), -15)
+    total = found.sum(axis=2, dtype=float).reshape(2, -1, 64)
+    error = np.abs(total[:, :n_planes, :d] - planes.astype(np.float32))
+    assert np.all(error <= (0 if storage == "bfloat16" else 2.0**-40))
+    assert np.all((error == 0) | (np.abs(planes) < 2.0**-16))
+    assert not total[:, n_planes:].any()
+    assert not total[..., d:].any()
+
+
+def test_the_kernel_that_hashes_depends_on_the_path_the_device_the_type_and_d_alone():
+    def kernel(storage, path="auto", d=64, capability=80, view=lambda x: x):
+        x = stored(np.zeros((1, 9, d + 1)), storage, lambda x: view(x)[..., :d])
+        return Hyperplanes.of(EmulatedDevice(capability=capability), np.ones((1, 3, d)), x, path).kernel.name
+
+    for storage in ("float16", "bfloat16"):
+        for view in VIEWS.values():
+            assert kernel(storage, d=9, view=view) == "hash_codes_tensor"
+        assert kernel(storage, "tensor", d=256) == "hash_codes_tensor"
+        assert kernel(storage, "portable") == kernel(storage, capability=75) == kernel(storage, d=257) == "hash_codes"
+    assert kernel("float32", "tensor") == kernel("float64") == "hash_codes"
 
 
 def test_the_sides_of_whole_heads_are_all_their_rows():
@@ -205,7 +307,7 @@ def test_tables_made_ahead_lead_to_the_attention_of_the_plan(n_q, n_k, min_seq_l
     tables = drawn_tables(2, n_q, n_k, leaves, places, block_size=block_size, sample_size=sample_size)
     sorting = tuple(SortingOnDevice.of(device, x) for x in tables.sorting)
     planner = SimpleNamespace(recipe=SimpleNamespace(lsh_bits=n_bits), places=places)
-    drawn = DrawnIndices(device, Layouts(device), q, k, tables, sorting, planner, lambda: draw)
+    drawn = DrawnIndices(device, Layouts(device), q, k, tables, sorting, planner, lambda: draw, "auto", None)
 
     planned = plan_tables(paper_plan((q, k), leaves, places, draw, block_size))
     found = spelled_out(tables, lambda wave: np.asarray(drawn.before(wave).owner), block_size)
@@ -315,17 +417,51 @@ BUGS = {
     "sides start at the first row": Bug("hash.cu", "side.start + start", "start"),
     "rows of the next side": Bug("hash.cu", "&& x / 4 < n_rows"),
     "the head of another side": Bug("hash.cu", "side.head", "blockIdx.x % 2"),
-    "warps are read before they have looked": no_barrier("largest.cu", "all warps have looked"),
-    "the last warp is left out": Bug("largest.cu", "warp < WARPS", "warp < WARPS - 1"),
-    "the sign counts": Bug("largest.cu", "& 0x7fffffffu"),
-    "columns beyond the last 16 bytes": Bug("largest.cu", "&& d % WHOLE == 0"),
+    "only the last row of a thread is looked at": Bug(
+        "hash.cu", "of_all = larger(of_all, largest)", "of_all = largest"
+    ),
+    "the third part is forgotten": Bug("hash_tensor.cu", "part < PARTS;", "part < PARTS - 1;"),
+    "the first part is forgotten": Bug("hash_tensor.cu", "sums[i] += small[i];", "sums[i] = small[i];"),
+    "planes are read in another order": Bug(
+        "hash_tensor.cu", "plane.pair[p], plane.pair[p + 1]", "plane.pair[p + 1], plane.pair[p]"
+    ),
+    "the upper rows come twice": Bug("hash_tensor.cu", "rows[1][i].pair[p + 1]}", "rows[0][i].pair[p + 1]}"),
+    "rows keep their scale on tensor cores": Bug("hash_tensor.cu", "rescale(STORAGE(), rows[r], of_row[r]);"),
+    "a factor is not a normal number": Bug("hash_tensor.cu", "larger(248 - exponent, 1)", "larger(248 - exponent, 0)"),
+    "columns beyond d are looked at": Bug("hash_tensor.cu", " || column >= d) continue", ") continue"),
+    "columns beyond d are looked at one by one": Bug("hash_tensor.cu", "&& column + j < d"),
+    "rows of any place are read in pieces": Bug("hash_tensor.cu", "is_aligned(d))", "is_aligned(d) || d == 70)"),
+    "rows beyond the last are looked at": Bug("hash_tensor.cu", "row >= n_rows || "),
+    "lower numbers are not looked at": Bug("hash_tensor.cu", ", pieces[i].pair[p] << 17)", ", 0u)"),
+    "the sign counts on tensor cores": Bug(
+        "hash_tensor.cu", "larger(pieces[i].pair[p] << 1,", "larger(pieces[i].pair[p],"
+    ),
+    "two lanes of four are looked at": Bug(
+        "hash_tensor.cu", "doubled = larger(doubled, __shfl_xor_sync(ALL_LANES, doubled, 2));"
+    ),
+    "signs of two lanes of four": Bug("hash_tensor.cu", "signs | __shfl_xor_sync(ALL_LANES, signs, 2)", "signs"),
+    "planes of a lane change places": Bug("hash_tensor.cu", "(i < 2 ? 1 - i : 11 - i)", "(i < 2 ? i : 6 + i)"),
+    "the first round is forgotten": Bug("hash_tensor.cu", "pattern << GROUP |"),
+    "planes that do not exist count on tensor cores": Bug(
+        "hash_tensor.cu", "pattern >> (GROUP * n_groups - n_planes)", "pattern"
+    ),
+    "one set of planes on tensor cores": Bug("hash_tensor.cu", "side.planes * n_groups", "0 * n_groups"),
+    "one group of planes": Bug("hash_tensor.cu", "++i, planes += PARTS * GROUP * DEPTH)", "++i)"),
+    "sides start at the first row on tensor cores": Bug("hash_tensor.cu", "side.start + start", "start"),
+    "rows of the next side on tensor cores": Bug("hash_tensor.cu", "&& row < n_rows"),
+    "the head of another side on tensor cores": Bug("hash_tensor.cu", "side.head", "blockIdx.x % 2"),
+    "half of the rows": Bug("hash_tensor.cu", "larger(of_row[0], of_row[1])", "of_row[0]"),
+    "warps are read before they have looked": no_barrier("magnitude.cuh", "all warps have looked"),
+    "the last warp is left out": Bug("magnitude.cuh", "warp < WARPS", "warp < WARPS - 1"),
+    "the sign counts": Bug("magnitude.cuh", "& 0x7fffffffu"),
+    "a block replaces the others": Bug("magnitude.cuh", "atomicMax(result, bits)", "*result = bits"),
+    "columns beyond the last 16 bytes": Bug("plan.cuh", "&& d % WHOLE == 0"),
     "rows beyond the last": Bug("largest.cu", "smaller(ROWS, n - start)", "smaller(ROWS, n + 1 - start)"),
-    "a block replaces the others": Bug("largest.cu", "atomicMax(result, bits)", "*result = bits"),
     "the list of rows is ignored": Bug("convert.cu", "rows ? rows[start + r]", "false ? rows[start + r]"),
     "one center for all": Bug("convert.cu", "static_cast<long long>(blockIdx.x) * d + j];", "j];"),
     "doubles are rounded twice": Bug("numbers.cuh", "narrow(rounded_to_odd(x), result)", "narrow(float(x), result)"),
 }
-QUICK = ("later lanes come first", "the last warp is left out")
+QUICK = ("later lanes come first", "the third part is forgotten")
 
 
 SURVIVES = """
@@ -385,6 +521,8 @@ OUTSIDE = {
     "counts lie a chunk too far": Bug("sort.cu", "+ blockIdx.y * DIGITS", "+ (blockIdx.y + 1) * DIGITS"),
     "shared memory ends too early": Bug("sort.cu", "i <= NO_DIGIT;", "i <= NO_DIGIT + LANES;"),
     "planes beyond the last are read": Bug("hash.cu", "plane + p < n_planes ?", "plane + p < n_planes + 8 ?"),
+    "a round of planes too many": Bug("hash_tensor.cu", "i < n_groups;", "i <= n_groups;"),
+    "a row too many is hashed": Bug("hash_tensor.cu", "row >= n_rows ||", "row > n_rows ||"),
     "a row too many is converted": Bug("convert.cu", "if (r < n_rows) narrow", "if (r <= n_rows) narrow"),
     "tiles are whole": Bug("largest.cu", "smaller(ROWS, n - start)", "smaller(ROWS, n)"),
 }

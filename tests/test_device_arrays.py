@@ -14,6 +14,7 @@ import hyperattention_ref as hr
 from hyperattention_ref import backends
 from hyperattention_ref.backends import device_array
 from hyperattention_ref.backends.device_array import DeviceArray, device_view, new_array, row_major
+from hyperattention_ref.inputs import Extremes
 from hyperattention_ref.memory import HOST, device_kind, memory_of
 from hyperattention_ref.recipe import RECIPES, preset
 from hyperattention_ref.reports.head_measures import SurveySettings, measure_head
@@ -355,13 +356,56 @@ def test_the_noise_is_drawn_while_the_device_computes_leaves():
     events = []
 
     class Watched(EmulatedBackend):
-        def drawn_attention(self, q, k, v, noise, planner, *, scale):
-            self.device.launched.clear()
+        def drawn_attention(self, q, k, v, noise, planner, **how):
             watched = lambda: events.append(list(self.device.launched)) or noise()  # noqa: E731
-            return super().drawn_attention(q, k, v, watched, planner, scale=scale)
+            return super().drawn_attention(q, k, v, watched, planner, **how)
 
     hr.hyper_attention(*on_device(*host), is_causal=True, min_seq_len=20, backend=Watched(), rng=0)
-    assert events == [["attend"]]
+    assert events == [["largest"] * 3 + ["attend"]]
+
+
+SORTED = ["count_digits", "scan_digits", "place_rows", "attend"]
+
+
+@emulated
+def test_rows_that_are_hashed_are_looked_through_by_nobody_else():
+    host, how = heads(60, 60), {"block_size": 16, "sample_size": 8, "rng": 0}
+
+    def launched(storage="float32", **more):
+        one = EmulatedBackend()
+        arrays = [one.device.upload(to_bfloat(x), storage) if storage == "bfloat16" else x for x in host]
+        hr.hyper_attention(*(arrays if storage == "bfloat16" else on_device(*host)), backend=one, **more)
+        return one.device.launched
+
+    plan = hr.make_plan(*host[:2], block_size=16, sample_size=8, rng=0)
+    assert launched(**how) == ["largest", "hash_codes", "hash_codes", *SORTED]
+    assert launched("bfloat16", **how)[:3] == ["largest", "hash_codes_tensor", "hash_codes_tensor"]
+    assert launched(plan=plan) == ["largest"] * 3 + ["attend"]
+    causal = launched(is_causal=True, min_seq_len=32, **how)  # the first queries and the last keys are not hashed
+    assert causal == ["largest"] * 3 + ["attend", "hash_codes", "hash_codes", *SORTED]
+    assert launched(is_causal=True, min_seq_len=64, **how) == ["largest"] * 3 + ["attend"]
+
+
+@emulated
+def test_each_array_is_looked_through_once():
+    memory, looked = backend().memory, []
+
+    class Watched:
+        def largest(self, named):
+            looked.append(list(named))
+            return memory.largest(named)
+
+    q, k, v = on_device(*(np.full((2, d), d, np.float32) for d in (3, 4, 5)))
+    extremes = Extremes(Watched(), {"query": q, "key": k, "value": v})
+    assert not looked
+    extremes.begin("value")
+    extremes.expect(("query",), lambda: [7.0])
+    assert extremes.values == extremes.values == [7, 4, 5]
+    assert looked == [["value"], ["key"]]
+    broken = Extremes(memory, {"query": q, "key": k})
+    broken.expect(("key",), lambda: [math.nan])
+    with pytest.raises(ValueError, match="key has non-finite entries"):
+        _ = broken.values
 
 
 @emulated
@@ -375,7 +419,7 @@ def test_tables_of_a_shape_are_made_and_sent_once():
         sent.clear()
         hr.hyper_attention(*moved, block_size=16, sample_size=8, backend=one, rng=seed)
         counts.append(len(sent))
-    assert counts[1:] == [2, 2]  # a place for the largest entries; the hyperplanes
+    assert counts[1:] == [3, 3]  # places for the largest entries, of values and of what is hashed; the hyperplanes
 
 
 # --- Literal algorithms and measures ---------------------------------------------------------------------------------
@@ -498,6 +542,26 @@ def test_entries_that_are_not_finite_are_refused_on_the_device(function, bad):
         broken[place][0, 3, 1] = bad
         with pytest.raises(ValueError, match=f"{name} has non-finite entries"):
             function(*on_device(*broken), backend=backend())
+
+
+@emulated
+@pytest.mark.parametrize("min_seq_len", [None, 16, 64])
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e30])
+def test_a_single_bad_entry_anywhere_is_refused(bad, storage, min_seq_len):
+    """Also in the queries and keys that a causal plan does not hash."""
+    causal = {"is_causal": True, "min_seq_len": min_seq_len} if min_seq_len else {}
+    for name in ("query", "key"):
+        for place in ((0, 0, 0), (1, 39, 15), (0, 20, 7)):
+            broken = dict(zip(("query", "key", "value"), heads(40, 40, d=16, d_v=16), strict=True))
+            other = "key" if name == "query" else "query"
+            broken[name][place], broken[other][1, 3, 3] = bad, 1e9
+            moved = on_device(*broken.values())
+            if storage == "bfloat16":
+                moved = [backend().device.upload(to_bfloat(x), storage) for x in broken.values()]
+            message = "logits may overflow float32" if np.isfinite(bad) else f"{name} has non-finite entries"
+            with pytest.raises(ValueError, match=message):
+                hr.hyper_attention(*moved, backend=backend(), block_size=8, sample_size=4, **causal)
 
 
 @emulated

@@ -11,6 +11,7 @@ import pytest
 from hyperattention_ref.backends import cuda_compile
 from hyperattention_ref.backends.cuda_compile import SORTING, compile_kernel, portable_kernels, tensor_kernels
 from hyperattention_ref.backends.cuda_launcher import Kernel, tensor_kernel
+from hyperattention_ref.backends.cuda_lsh import tensor_hash_kernel
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu_cuda.md"
 
@@ -29,11 +30,13 @@ VERSION = nvrtc_version()
 pytestmark = pytest.mark.skipif(isinstance(VERSION, str), reason=str(VERSION))
 
 PORTABLE = [*portable_kernels("float32"), *portable_kernels("float64"), *portable_kernels("bfloat16")[:9], *SORTING]
-TENSOR = [*tensor_kernels("bfloat16"), tensor_kernel("float16", 64, 64)[0]]
+HALVES = [tensor_kernel("float16", 64, 64)[0], *(tensor_hash_kernel("float16", d)[0] for d in (64, 128))]
+TENSOR = [*tensor_kernels("bfloat16"), *HALVES]
 QUICK = [
     *(kernel for kernel in portable_kernels("float32") if not kernel.defines[1:] or "WIDTH=64" in kernel.defines),
     *SORTING,
     tensor_kernel("bfloat16", 64, 64)[0],
+    tensor_hash_kernel("bfloat16", 64)[0],
 ]
 
 

@@ -5,12 +5,17 @@
 // leaves the range of the type. The planes, (sets, n_planes, d), come scaled. A block takes 64 rows of one Side. Half a
 // warp takes four of them: thread x has the columns x, x + 16, .. and takes eight planes at a time, so that a row is
 // read once from memory, and from the cache when its products are made; the 32 sums of a thread are then added up over
-// the half warp. Nothing passes through shared memory.
+// the half warp. Nothing but the largest magnitude passes through shared memory.
 //
-// Grid (sides, tiles of 64 rows of the longest side), 256 threads. No shared memory.
+// `largest`, if it is given, holds 0 before, and the largest magnitude of all rows afterwards.
+// Grid (sides, tiles of 64 rows of the longest side), 256 threads. Shared memory: sizeof(Tile).
+#include "gray.cuh"
+#include "magnitude.cuh"
 #include "tile.cuh"
 
 typedef Arithmetic<STORAGE>::Real Real;
+typedef Magnitudes<Real>::Bits Bits;
+typedef OfWarps<Bits, THREADS / 32> Tile;
 
 constexpr int PART = 4, GROUP = 8;  // rows and planes of a thread at a time
 
@@ -27,21 +32,24 @@ __device__ inline int exponent_of(double x) {
 __device__ inline float two_to(int exponent, float) { return ldexpf(1.f, exponent); }
 __device__ inline double two_to(int exponent, double) { return ldexp(1., exponent); }
 
-// The powers of two for this thread's rows, each as two factors: one alone may be out of range.
-__device__ inline void scales_of(const Matrix<STORAGE> &rows, int n_rows, int d, Real (&first)[PART],
+// The powers of two for this thread's rows, each as two factors: one alone may be out of range. Returns the largest
+// magnitude of these rows.
+__device__ inline Bits scales_of(const Matrix<STORAGE> &rows, int n_rows, int d, Real (&first)[PART],
                                  Real (&second)[PART]) {
+    Bits of_all = 0;
 #pragma unroll
     for (int r = 0; r < PART; ++r) {
-        Real largest = 0;
+        Bits largest = 0;
         if (r < n_rows)
-            for (int j = threadIdx.x % SIDE; j < d; j += SIDE) {
-                const Real entry = widen(*rows.at(r, j));
-                largest = larger(largest, larger(entry, -entry));
-            }
-        const int exponent = -exponent_of(row_largest(largest));
+            for (int j = threadIdx.x % SIDE; j < d; j += SIDE)
+                largest = larger(largest, magnitude(widen(*rows.at(r, j))));
+        largest = row_largest(largest);
+        const int exponent = -exponent_of(number_of(largest));
         first[r] = two_to(exponent / 2, Real());
         second[r] = two_to(exponent - exponent / 2, Real());
+        of_all = larger(of_all, largest);
     }
+    return of_all;
 }
 
 // Adds up the sums of the 16 threads of half a warp: in each step a thread keeps one half of them and gives the other
@@ -57,16 +65,10 @@ template <int LANE> __device__ inline void add_up(Real (&sums)[PART * GROUP]) {
     if constexpr (LANE > 1) add_up<LANE / 2>(sums);
 }
 
-// The rank of a bit pattern in the Gray sequence: bit p is the exclusive or of the bits from the top one down to p.
-__device__ inline unsigned long long gray_rank(unsigned long long pattern) {
-#pragma unroll
-    for (int shift = 1; shift < 64; shift *= 2) pattern ^= pattern >> shift;
-    return pattern;
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, (sizeof(Real) == 4 ? 3 : 1))
     hash_codes(const STORAGE *x_data, const long long *x_layout, const Side *sides, const Real *planes, int d,
-               int n_planes, long long *codes) {
+               int n_planes, long long *codes, Bits *largest) {
+    SHARED(Tile, tile);
     const Side side = sides[blockIdx.x];
     if (blockIdx.y * ROWS >= side.n) return;
     const int x = threadIdx.x % SIDE, start = blockIdx.y * ROWS + threadIdx.x / SIDE * PART;
@@ -74,7 +76,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, (sizeof(Real) == 4 ? 3 : 1
     const Matrix<STORAGE> rows(x_data, x_layout, side.head, side.start + start);
     planes += side.planes * n_planes * d;
     Real first[PART], second[PART];
-    scales_of(rows, n_rows, d, first, second);
+    const Bits of_rows = scales_of(rows, n_rows, d, first, second);
+    if (largest) bring_largest(tile, of_rows, largest);  // now: later it would cost registers
     unsigned long long pattern = 0;  // of row x / 4, the first plane on top
     int plane = 0;
     for (; plane < n_planes; plane += GROUP) {

@@ -27,6 +27,7 @@ __device__ inline unsigned short half_of_float(float x) {
 __device__ inline unsigned int bits_of_float(float x) { return __float_as_uint(x); }
 __device__ inline float float_of_bits(unsigned int bits) { return __uint_as_float(bits); }
 __device__ inline unsigned long long bits_of_double(double x) { return __double_as_longlong(x); }
+__device__ inline double double_of_bits(unsigned long long bits) { return __longlong_as_double(bits); }
 #endif
 
 struct Half {

@@ -55,6 +55,13 @@ template <class Storage> struct Matrix {
     __device__ Matrix(const Storage *array, const long long *layout, long long head, long long start)
         : data(array + layout[2 + head] + start * layout[0]), row(layout[0]), column(layout[1]) {}
     __device__ const Storage *at(int i, int j) const { return data + i * row + j * column; }
+
+    // Whether rows of d columns consist of pieces of 16 bytes at multiples of 16 bytes.
+    __device__ bool is_aligned(int d) const {
+        constexpr int WHOLE = 16 / sizeof(Storage);
+        const bool starts_so = reinterpret_cast<unsigned long long>(data) % 16 == 0;
+        return starts_so && column == 1 && row % WHOLE == 0 && d % WHOLE == 0;
+    }
 };
 
 // The block numbers of a few views: a view holds the pair of query i and key j if their numbers agree.

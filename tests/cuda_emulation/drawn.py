@@ -4,7 +4,7 @@ import numpy as np
 
 from hyperattention_ref.backends import cuda_lsh
 from hyperattention_ref.backends.cuda_device import Layouts
-from hyperattention_ref.backends.cuda_memory import CudaMemory
+from hyperattention_ref.backends.cuda_memory import CudaMemory, Largest
 from hyperattention_ref.backends.cuda_plan import CHUNK, DIGITS, RUN_FIELDS, SIDE_FIELDS
 from hyperattention_ref.backends.device_array import DeviceArray
 from hyperattention_ref.definition_1 import hamming_sorted_lsh
@@ -34,10 +34,13 @@ def real(storage: str) -> type:
     return np.float64 if storage == "float64" else np.float32
 
 
-def hash_sides(device, x: DeviceArray, sides: np.ndarray, planes: np.ndarray, codes: np.ndarray) -> None:
-    """Fill in the codes of these sides; planes are (sets, r, d), as they were drawn."""
-    scaled, grid = cuda_lsh.upload_planes(device, planes, x), (len(sides), int(sides["n"].max()))
-    cuda_lsh.hash_sides(device, Layouts(device), x, device.upload(sides), grid, scaled, in_place(codes))
+def hash_sides(device, x: DeviceArray, sides, planes, codes: np.ndarray, path="auto") -> float:
+    """Fill in the codes of these sides, and find their largest entry; planes are (sets, r, d), as they were drawn."""
+    uploaded = cuda_lsh.Hyperplanes.of(device, planes, x, path)
+    grid, found = (len(sides), int(sides["n"].max())), Largest(device, [x])
+    args = device, Layouts(device), x, device.upload(sides), grid, uploaded, in_place(codes)
+    cuda_lsh.hash_sides(*args, found.place(0))
+    return found.numbers()()[0]
 
 
 def sort_runs(device, codes: np.ndarray, runs: np.ndarray, n_bits: int, indices: np.ndarray) -> None:
@@ -105,20 +108,51 @@ def check_sort(device) -> None:
     check_runs(device, sizes[1:3], 20, lambda n: rng.choice(rng.integers(2**20, size=90), n))
 
 
+def check_sides(device, x, planes, storage: str, path: str, view=np.asarray) -> None:
+    """Sides of two heads (2, 150, d) and three sets of planes, of which `view` chooses the columns."""
+    array, planes = stored(x, storage, view), view(planes)
+    rows = numbers(array).astype(float)
+    places = [(0, 3, 130, 2, 200), (1, 0, 150, 0, 5), (1, 149, 1, 1, 400), (0, 70, 64, 1, 335)]
+    expected = np.full(405, -1, np.int64)
+    for head, start, n, number, place in places:
+        expected[place : place + n] = hamming_sorted_lsh(rows[head, start : start + n], planes[number])
+    codes = np.full(405, -1, np.int64)
+    largest = hash_sides(device, array, records(SIDE_FIELDS, places), planes, codes, path)
+    np.testing.assert_array_equal(codes, expected)
+    assert largest == max(np.abs(rows[0, 3:134]).max(), np.abs(rows[1]).max())
+
+
 def check_hash(device) -> None:
-    """Sides of two heads and three sets of planes; small integers, so that no sign depends on rounding."""
+    """Small integers, so that no sign depends on rounding; sums of both signs that overflow."""
     rng = np.random.default_rng(3)
     x = rng.integers(-4, 5, (2, 150, 72)).astype(float)
     planes = rng.integers(-4, 5, (3, 20, 72)).astype(float)
     planes[2, 0] = 1
-    x[0, 3] = np.where(np.arange(72) % 16 < 8, 1, -1) * np.finfo(np.float32).max  # sums of both signs that overflow
-    places = [(0, 3, 130, 2, 200), (1, 0, 150, 0, 5), (1, 149, 1, 1, 400), (0, 70, 64, 1, 335)]
-    expected = np.full(405, -1, np.int64)
-    for head, start, n, number, place in places:
-        expected[place : place + n] = hamming_sorted_lsh(x[head, start : start + n], planes[number])
-    codes = np.full(405, -1, np.int64)
-    hash_sides(device, stored(x, "float32"), records(SIDE_FIELDS, places), planes, codes)
-    np.testing.assert_array_equal(codes, expected)
+    check_sides(device, x, planes, "float32", "auto")
+    check_sides(device, x, planes, "float16", "portable")
+    x[0, 3] = np.where(np.arange(72) % 16 < 8, 1, -1) * np.finfo(np.float32).max
+    check_sides(device, x, planes, "float32", "auto")
+
+
+def check_hash_tensor(device) -> None:
+    """Small integers; rows and planes whose products need every bit of the planes, at every scale of the rows.
+
+    The last columns of the memory are not those of the array, and are NaN.
+    """
+    rng = np.random.default_rng(6)
+    for storage, scales in (("bfloat16", (2.0**-126, 1.0, 2.0**125)), ("float16", (2.0**-24, 1.0, 2.0**13))):
+        for d, width in ((72, 72), (72, 80), (70, 73)):
+            x = rng.integers(-4, 5, (2, 150, width)).astype(float)
+            planes = rng.integers(-4, 5, (3, 20, width)).astype(float)
+            planes[:, ::3] = 1 + 2.0**-10 + 2.0 ** -rng.integers(3, 24, (3, 7, width))
+            x[:, ::5] = 0
+            for row in x[:, ::5].reshape(-1, width):  # two entries that cancel but for the last bits of the planes
+                row[rng.choice(d, 2, replace=False)] = 1, -1
+            x[0, 4, :d] = np.where(np.arange(d) % 16 < 8, 4, -4)
+            x *= rng.choice(scales, (2, 150, 1))
+            x[1, 40, d - 1 - width % 2] = -7 * scales[-1]  # the largest of all
+            x[..., d:] = np.nan
+            check_sides(device, x, planes, storage, "auto", lambda x, d=d: x[..., :d])
 
 
 def check_largest(device) -> None:
@@ -150,4 +184,10 @@ def check_convert(device) -> None:
                 np.testing.assert_array_equal(numbers(found), rounded(expected, target))
 
 
-CHECKS = {"hash.cu": check_hash, "sort.cu": check_sort, "largest.cu": check_largest, "convert.cu": check_convert}
+CHECKS = {
+    "hash.cu": check_hash,
+    "hash_tensor.cu": check_hash_tensor,
+    "sort.cu": check_sort,
+    "largest.cu": check_largest,
+    "convert.cu": check_convert,
+}

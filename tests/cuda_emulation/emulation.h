@@ -401,6 +401,11 @@ inline unsigned long long bits_of_double(double x) {
     memcpy(&bits, &x, 8);
     return bits;
 }
+inline double double_of_bits(unsigned long long bits) {
+    double x;
+    memcpy(&x, &bits, 8);
+    return x;
+}
 
 inline void multiply_add_half(float (&c)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
     emulation::multiply_add(c, a, b, emulation::float_of_half);
@@ -424,6 +429,10 @@ inline unsigned int pack_bfloat(float first, float second) {
         return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     };
     return rounded(first) | rounded(second) << 16;
+}
+inline unsigned int multiply_pair_bfloat(unsigned int x, unsigned int y) {  // exact, then rounded
+    const auto number = [](unsigned int bits) { return emulation::float_of_bfloat(uint16_t(bits)); };
+    return pack_bfloat(number(x) * number(y), number(x >> 16) * number(y >> 16));
 }
 inline float fast_power_of_two(float x) {
     const float power = exp2f(x);

@@ -26,6 +26,11 @@ extern "C" __global__ void product(const unsigned short *a, const unsigned short
     }
 }
 
+// Products of pairs of bfloat numbers.
+extern "C" __global__ void pairs(const unsigned int *x, const unsigned int *y, unsigned int *result) {
+    result[threadIdx.x] = multiply_pair_bfloat(x[threadIdx.x], y[threadIdx.x]);
+}
+
 // Every thread reads what its neighbour wrote; `fault` leaves out the barrier.
 extern "C" __global__ void neighbour(float *result, int fault) {
     struct Tile {
