@@ -20,6 +20,7 @@ from hyperattention_ref.backends.cuda_lsh import tensor_hash_kernel
 SOURCES = Path(__file__).parent / "cuda"
 WIDTHS = (16, 32, 64, 128, 256)
 SORTING = tuple(Kernel("sort.cu", name, ()) for name in ("count_digits", "scan_digits", "place_rows"))
+SHARED = 232_448  # bytes that a block may have on an H200
 HEADS = ((16, 16), (64, 64), (64, 128), (128, 128), (256, 16), (192, 192), (256, 256))
 HASHED = (16, 64, 96, 128, 256)
 
@@ -51,9 +52,10 @@ def portable_kernels(storage: str) -> list[Kernel]:
 
 
 def tensor_kernels(storage: str) -> list[Kernel]:
-    """The kernels for tensor cores at some head dimensions."""
-    attending = [tensor_kernel(storage, d, d_v)[0] for d, d_v in HEADS]
-    return attending + [tensor_hash_kernel(storage, d)[0] for d in HASHED]
+    """The kernels for tensor cores at some head dimensions; to attend also as GPUs with little shared memory do."""
+    large = [tensor_kernel(storage, d, d_v, shared_limit=SHARED).kernel for d, d_v in HEADS]
+    small = [tensor_kernel(storage, d, d_v, shared_limit=0).kernel for d, d_v in HEADS[1:4]]
+    return [*large, *small, *(tensor_hash_kernel(storage, d)[0] for d in HASHED)]
 
 
 def compile_kernel(kernel: Kernel, architecture: str) -> Footprint:

@@ -57,7 +57,19 @@ from hyperattention_ref.plan import Rectangle
 
 PATHS = ("auto", "portable", "tensor")
 TENSOR_THREADS = 128
+TENSOR_TABLES = 192  # bytes of shared memory for the parts of a sweep and the places of its matrices
+ROOMY = 160_000  # bytes of shared memory that a block may have on GPUs where a multiprocessor has more than twice 64 KB
 MAX_ROWS = 2**31 - 1  # of all heads together
+MAX_STRIDE = 2**30  # elements from one row to the next, for tensor cores
+
+
+class Launched(NamedTuple):
+    """An attention kernel and how it is launched: queries in a tile, threads and bytes of shared memory of a block."""
+
+    kernel: Kernel
+    rows: int
+    threads: int
+    tile_bytes: int
 
 
 class AttentionPath(NamedTuple):
@@ -237,6 +249,8 @@ class CudaBackend:
                 return f"{name} has d = {x.shape[-1]}; a multiple of 8 from 16 to {MAX_WIDTH} is needed"
             if x.strides[-1] != 1 or any(s % 8 for s in x.strides[:-1]) or x.pointer % 16:
                 return f"{name} has strides {x.strides}; contiguous rows at multiples of 16 bytes are needed"
+            if abs(x.strides[-2]) >= MAX_STRIDE:
+                return f"{name} has strides {x.strides}; rows less than 2 GiB apart are needed"
         return None
 
     def _begin(self, arrays: list[DeviceArray], carries: bool, scale: float, begun=None) -> Attending:
@@ -259,12 +273,12 @@ class CudaBackend:
 
     def _run(self, tables: OnDevice, state: Attending, drawn: DrawnIndices | None = None) -> Attending:
         """Run the waves of sweeps; `drawn` makes the indices of each wave where the tables do not hold them."""
-        (kernel, threads, tile_bytes), indices = state.kernel, tables.indices
+        (kernel, rows, threads, tile_bytes), indices = state.kernel, tables.indices
         for number, (sweeps, n_sweeps, longest) in enumerate(tables.waves):
             if drawn:
                 indices = drawn.before(number)
             args = [*state.matrices, sweeps, tables.segments, indices, tables.weights, *state.rest]
-            launch(self.device, kernel, tile_bytes, (n_sweeps, tiles(longest)), args, threads)
+            launch(self.device, kernel, tile_bytes, (n_sweeps, tiles(longest, rows)), args, threads)
         return state
 
     def _results(self, state: Attending):
@@ -291,14 +305,12 @@ class CudaBackend:
             return leaves_attention(self.exact, q, k, v, leaves, scale=scale)
         return self.exact(q, k, v, scale=scale, is_causal=False)
 
-    def _attention_kernel(self, q: DeviceArray, k: DeviceArray, v: DeviceArray) -> tuple[Kernel, int, int]:
-        """The kernel, its threads and its shared memory."""
+    def _attention_kernel(self, q: DeviceArray, k: DeviceArray, v: DeviceArray) -> Launched:
         if self.attention_path(q, k, v).path == "tensor":
-            kernel, tile_bytes = tensor_kernel(q.dtype, q.shape[-1], v.shape[-1])
-            return kernel, TENSOR_THREADS, tile_bytes
+            return tensor_kernel(q.dtype, q.shape[-1], v.shape[-1], self.device.shared_limit())
         width = width_of(v.shape[-1])
         tile_bytes = weighted_bytes(q, width) + 2 * 4 * TILE + real_bytes(q) * TILE
-        return Kernel("attend.cu", "attend", (storage(q), f"WIDTH={width}")), THREADS, tile_bytes
+        return Launched(Kernel("attend.cu", "attend", (storage(q), f"WIDTH={width}")), TILE, THREADS, tile_bytes)
 
     def _views(self, **arrays) -> list[DeviceArray]:
         """The caller's arrays, checked: on one device, of one known dtype, of shapes that fit."""
@@ -379,20 +391,26 @@ class OnDevice(NamedTuple):
 
 
 class Attending(NamedTuple):
-    """Attention under way: the kernel with its threads and shared memory, arguments, and where the results will be."""
+    """Attention under way: the kernel, its arguments, and where the results will be."""
 
-    kernel: tuple[Kernel, int, int]
+    kernel: Launched
     matrices: list
     rest: list
     out: DeviceArray
     lse: DeviceArray
 
 
-def tensor_kernel(dtype: str, d: int, d_v: int) -> tuple[Kernel, int]:
-    """The kernel for tensor cores and its shared memory: a tile of queries and two of keys and values, rows padded."""
+def tensor_kernel(dtype: str, d: int, d_v: int, shared_limit: int) -> Launched:
+    """The kernel for tensor cores: a tile of queries and two of keys and values, rows padded.
+
+    A tile has 128 queries, but 64 for wide heads, which need the registers, and where a multiprocessor has too little
+    shared memory for three blocks with 128.
+    """
     depth, width = (-(-x // 16) * 16 for x in (d, d_v))
     widest = max(depth, width)
     keys = 64 if widest <= 64 else 32 if widest <= 128 else 16
-    numbers = TILE * (depth + 8) + 2 * keys * (depth + 8 + width + 8)
-    defines = (f"STORAGE={STORAGE[dtype]}", f"DEPTH={depth}", f"WIDTH={width}", f"KEYS={keys}")
-    return Kernel("attend_tensor.cu", "attend_tensor", defines), 2 * numbers + 2 * 8 * keys
+    queries = 128 if widest <= 128 and shared_limit >= ROOMY else 64
+    stage = 2 * keys * (depth + 8 + width + 8) + 12 * keys + 16
+    defines = (f"STORAGE={STORAGE[dtype]}", f"DEPTH={depth}", f"WIDTH={width}", f"KEYS={keys}", f"QUERIES={queries}")
+    tile_bytes = 2 * queries * (depth + 8) + 2 * stage + 8 * queries + TENSOR_TABLES
+    return Launched(Kernel("attend_tensor.cu", "attend_tensor", defines), queries, TENSOR_THREADS, tile_bytes)

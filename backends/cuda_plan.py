@@ -29,6 +29,7 @@ SWEEP_FIELDS = (
 )
 SIDE_FIELDS = ("head", "start", "n", "planes", "codes")
 RUN_FIELDS = ("n", "codes", "order", "blocks", "others", "block_size", "counts")
+MOST_SEGMENTS = 3  # of a sweep, in `plan.cuh`: a view's blocks, the exact keys, the sampled keys
 CHUNK, DIGITS = 4096, 256  # of `sort.cu`: rows that a block sorts, and numbers it counts
 
 
@@ -240,6 +241,7 @@ class _Builder:
             self._sweep(head, place, order, segments, blocks)
 
     def _sweep(self, head, place, query_order, segments, blocks=(NONE, NONE)) -> None:
+        assert len(segments) <= MOST_SEGMENTS
         query_start, key_start, n_q, n_k = place
         wave = self.next_wave(head, query_start, n_q)
         self.wave_of_row[head, query_start : query_start + n_q] = wave

@@ -100,6 +100,20 @@ def test_a_match_of_some_lanes_is_refused():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("voter", [0, 31])
+def test_a_vote_asks_the_lanes_of_a_warp(voter, schedule):
+    x, result = np.zeros(64, np.int32), np.full(64, -1, np.int32)
+    x[32 + voter] = 7
+    run("voted", x, result, -1, schedule=schedule)
+    assert result.astype(bool).tolist() == [False] * 32 + [True] * 32
+
+
+def test_a_vote_of_some_lanes_is_refused():
+    with pytest.raises(KernelError, match="votes of whole warps only"):
+        run("voted", np.zeros(64, np.int32), np.zeros(64, np.int32), 1)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_bits_are_counted_and_the_largest_number_wins(schedule):
     x = np.random.default_rng(1).integers(2**32, size=64, dtype=np.uint32)
     bits, largest = np.zeros(64, np.int32), np.zeros(1, np.uint32)

@@ -31,6 +31,7 @@ from .cuda_emulation.device import (
 
 pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 TENSOR_HEADS = ((16, 16), (24, 40), (72, 64), (136, 16))
+LITTLE, MUCH = 101_376, 232_448  # bytes of shared memory that a block may have: tiles of 64 queries, or of 128
 
 
 # --- Portable kernels ------------------------------------------------------------------------------------------------
@@ -115,25 +116,29 @@ def bfloat_inputs(draw) -> AttentionInputs:
     return AttentionInputs(q, k, v, d**-0.5, is_causal, plan)
 
 
-@given(bfloat_inputs(), st.sampled_from(SCHEDULES))
-@settings(max_examples=40)
-def test_tensor_cores_stay_within_the_rounding_of_bfloat16(one, schedule):
-    judge(one, on_storage(one, EmulatedBackend("tensor", EmulatedDevice(schedule, seed=3)), "bfloat16"), "bfloat16")
+@given(bfloat_inputs(), st.sampled_from(SCHEDULES), st.sampled_from((LITTLE, MUCH)))
+@settings(max_examples=60)
+def test_tensor_cores_stay_within_the_rounding_of_bfloat16(one, schedule, shared_limit):
+    device = EmulatedDevice(schedule, seed=3, shared_limit=shared_limit)
+    judge(one, on_storage(one, EmulatedBackend("tensor", device), "bfloat16"), "bfloat16")
 
 
-def test_tensor_cores_are_within_four_times_the_error_of_numpy_in_bfloat16():
+@pytest.mark.parametrize("shared_limit", [LITTLE, MUCH])
+def test_tensor_cores_are_within_four_times_the_error_of_numpy_in_bfloat16(shared_limit):
+    backend = EmulatedBackend("tensor", EmulatedDevice(shared_limit=shared_limit))
     for one in battery():
         exact = one.call(reference.Reference())["out"]
         usual = np.abs(numpy_in_bfloat(one) - exact).max()
-        found = np.abs(on_storage(one, EmulatedBackend("tensor"), "bfloat16")["out"] - exact).max()
+        found = np.abs(on_storage(one, backend, "bfloat16")["out"] - exact).max()
         assert 0 < found <= 4 * usual
 
 
+@pytest.mark.parametrize("shared_limit", [LITTLE, MUCH])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_order_of_threads_changes_no_bit_on_tensor_cores(schedule):
+def test_the_order_of_threads_changes_no_bit_on_tensor_cores(schedule, shared_limit):
     for one in battery():
         expected, found = (
-            on_storage(one, EmulatedBackend("tensor", EmulatedDevice(s, seed=7)), "bfloat16")
+            on_storage(one, EmulatedBackend("tensor", EmulatedDevice(s, 7, shared_limit=shared_limit)), "bfloat16")
             for s in ("forwards", schedule)
         )
         for name, x in expected.items():
@@ -158,6 +163,11 @@ def test_tensor_cores_take_float16():
 
 BOTH, TENSOR = ("float32", "bfloat16"), ("bfloat16",)
 
+
+def tensor_bug(old: str, new: str) -> Bug:
+    return Bug("attend_tensor.cu", old, new, TENSOR)
+
+
 BUGS = {
     "operands are read before they are written": no_barrier("tile.cuh", "the buffers are filled"),
     "operands are overwritten too early": no_barrier("tile.cuh", "everybody has read what these buffers held before"),
@@ -167,29 +177,70 @@ BUGS = {
     "queries are read before they are written": no_barrier("attend.cu", "the queries are known"),
     "a row is reduced over half its threads": Bug("tile.cuh", "lane = SIDE / 2", "lane = SIDE / 4"),
     "sums keep their old scale": Bug("attend.cu", "state.sums[r][c] *= decay;", "state.sums[r][c] *= 1;"),
-    "the tail of keys counts": Bug("plan.cuh", "key[c] < 0 || ", "", BOTH),
-    "the future counts": Bug("plan.cuh", "key[c] > query[r]", "key[c] > query[r] + 1", BOTH),
-    "pairs of an earlier view count again": Bug(
-        "plan.cuh", "int view = 0;", "int view = inside ? views - 1 : 0;", BOTH
-    ),
-    "samples of the last view count again": Bug("plan.cuh", "view < views;", "view < views - !inside;", BOTH),
+    "the tail of keys counts": Bug("plan.cuh", "key[c] < 0 || ", ""),
+    "the future counts": Bug("plan.cuh", "key[c] > query[r]", "key[c] > query[r] + 1"),
+    "pairs of an earlier view count again": Bug("plan.cuh", "int view = 0;", "int view = inside ? views - 1 : 0;"),
+    "samples of the last view count again": Bug("plan.cuh", "view < views;", "view < views - !inside;"),
+    "samples of a whole block count again": Bug("plan.cuh", "is_one ? first_block : -1", "-1", BOTH),
+    "samples of another view are left out": Bug("plan.cuh", "blocks.of_key(views, key)", "blocks.of_key(0, key)", BOTH),
     "a tile misses its last block": Bug("plan.cuh", "offsets[last_block + 1]", "offsets[last_block]", BOTH),
     "two blocks count as one": Bug("plan.cuh", "first_block == last_block", "first_block + 1 >= last_block", BOTH),
-    "the diagonal tile counts as whole": Bug("plan.cuh", "place + n - 1 <= first_query", "place <= first_query", BOTH),
-    "the last tile counts as whole": Bug("plan.cuh", "place + n <= end &&", "place <= end &&", BOTH),
-    "log-weights are forgotten": Bug("attend.cu", "* LOG2_E) : Real(0)", "* 0) : Real(0)"),
+    "the diagonal tile counts as whole": Bug("plan.cuh", "place + n - 1 <= first_query", "place <= first_query"),
+    "the last tile counts as whole": Bug("plan.cuh", "place + n <= end &&", "place <= end &&"),
+    "log-weights are forgotten": Bug("attend.cu", "met ? weight * LOG2_E", "met ? weight * 0"),
     "the state is not taken up": Bug("attend.cu", "fresh = sweep.first ||", "fresh = true ||"),
-    "a copy is used too early": Bug("attend_tensor.cu", "wait_for_copies<1>()", "wait_for_copies<2>()", TENSOR),
-    "the last copy is used too early": Bug(
-        "attend_tensor.cu", "  wait_for_copies<0>();\n            }", "  wait_for_copies<1>();\n            }", TENSOR
+    "the block of a sample is not asked for": Bug("attend.cu", "!exists || range.meets", "true || range.meets"),
+    # --- tensor cores: which pairs count
+    "a missing key counts": tensor_bug("met = number >= 0 && ", "met = "),
+    "the next key counts": tensor_bug("- 8 * r > ahead", "- 8 * r > ahead + 1"),
+    "the diagonal tile is plain": tensor_bug("smaller(range.end, start + 1)", "smaller(range.end, start + KEYS)"),
+    "the last tile is plain": tensor_bug("begin + KEYS <= tile", "begin <= tile"),
+    "weighted tiles are plain": tensor_bug("plain = segment.weights < 0 && ", "plain = "),
+    "tiles with views are plain": tensor_bug(" && views == 0;", ";"),
+    "an earlier view is not asked": tensor_bug("int view = 0; view < part.views", "int view = 1; view < part.views"),
+    "the last view must not hold either": tensor_bug("must_hold = part.inside &&", "must_hold = false &&"),
+    "queries have the blocks of another view": tensor_bug("blocks.of_query(0,", "blocks.of_query(1,"),
+    "keys have the blocks of another view": tensor_bug("blocks.of_key(0,", "blocks.of_key(1,"),
+    "block numbers of queries are not read": tensor_bug("    read_blocks(tile, n_parts, blocks);\n", ""),
+    "block numbers are those of the tile before": tensor_bug("if (part.views > 0) stage", "if (begin == 0) stage"),
+    "log-weights are not in the unit of products": tensor_bug("float>(LOG2_E) / unit", "float>(LOG2_E)"),
+    "a negative scale is forgotten": tensor_bug("turn_queries(tile, factor < 0)", "turn_queries(tile, false)"),
+    # --- tensor cores: the sequence of tiles
+    "a copy is used too early": tensor_bug(
+        "        wait_for_copies<0>();\n        __sync", "        wait_for_copies<1>();\n        __sync"
     ),
-    "copies of other threads are not waited for": no_barrier("attend_tensor.cu", "everybody's copies", TENSOR),
-    "a buffer is filled while in use": no_barrier("attend_tensor.cu", "this buffer may be filled again", TENSOR),
-    "values are not transposed": Bug("attend_tensor.cu", "load_matrices_transposed(", "load_matrices(", TENSOR),
-    "a row is reduced over two of four lanes": Bug(
-        "attend_tensor.cu", "x = larger(x, __shfl_xor_sync(ALL_LANES, x, 1));", "", TENSOR
+    "copies of other threads are not waited for": no_barrier("attend_tensor.cu", "this tile is there", TENSOR),
+    "a buffer is filled while in use": tensor_bug(
+        "fetch_next(tile.stage[current ^ 1]);", "fetch_next(tile.stage[current]);"
     ),
-    "columns beyond d are copied": Bug("attend_tensor.cu", "i >= 0 && column < d", "i >= 0", TENSOR),
+    "a buffer is filled before all are done with it": tensor_bug(
+        "        add_weighted(state, pairs, stage);",
+        "        if (more) fetch_next(tile.stage[current ^ 1]);\n        add_weighted(state, pairs, stage);",
+    ),
+    "the tables are read before they are written": no_barrier(
+        "attend_tensor.cu", "the numbers of the queries,", TENSOR
+    ),
+    "the next segment begins where the last one ended": tensor_bug(
+        "if (++part < n_parts) begin =", "if (++part < 0) begin ="
+    ),
+    "the next segment has the range of the last one": tensor_bug(
+        "read_keys(key, tile.parts[next.part], next.begin, indices);\n    };",
+        "read_keys(key, tile.parts[larger(next.part - 1, 0)], next.begin, indices);\n    };",
+    ),
+    "an empty segment ends the sweep": tensor_bug(
+        "bool more = next.find(tile, n_parts);",
+        "bool more = next.find(tile, n_parts) && next.part == 0;",
+    ),
+    "the keys of a tile are copied twice": tensor_bug(
+        "        next.begin += KEYS;\n", "        next.begin += KEYS / 2;\n"
+    ),
+    # --- tensor cores: arithmetic
+    "values are not transposed": tensor_bug("load_matrices_transposed(", "load_matrices("),
+    "the second strip has the queries of the first": tensor_bug("first + 16 * s + lane % 16", "first + lane % 16"),
+    "a row is reduced over two of four lanes": tensor_bug("x = larger(x, __shfl_xor_sync(ALL_LANES, x, 1));", ""),
+    "sums keep their scale when a top rises": tensor_bug("state.sums[r / 2][j][2 * (r % 2)] *= decay;", ""),
+    "a top never rises again": tensor_bug("largest > state.top[r] + SLACK", "state.top[r] < -1e29f"),
+    "columns beyond d are copied": tensor_bug("exists = column < d;", "exists = true;"),
 }
 
 
@@ -199,12 +250,13 @@ QUICK = (  # the others take as long and are much alike
     "samples of the last view count again",
     "a copy is used too early",
     "a buffer is filled while in use",
+    "the next segment has the range of the last one",
 )
 
 
-def survives(sources: Path, storage: str, schedule: str) -> bool:
+def survives(sources: Path, storage: str, schedule: str, shared_limit: int) -> bool:
     """Whether the battery finds nothing wrong with these sources in this order of threads."""
-    device = EmulatedDevice(schedule, 3, sources, flags=("-Wno-error",))  # a bug may leave a parameter unused
+    device = EmulatedDevice(schedule, 3, sources, shared_limit=shared_limit, flags=("-Wno-error",))  # unused parameters
     backend = EmulatedBackend("tensor" if storage == "bfloat16" else "portable", device)
     try:
         for one in battery():
@@ -214,17 +266,17 @@ def survives(sources: Path, storage: str, schedule: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("storage", "shared_limit"), [("float32", LITTLE), ("bfloat16", LITTLE), ("bfloat16", MUCH)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_sources_survive(storage, schedule):
-    assert survives(SOURCES, storage, schedule)
+def test_the_sources_survive(storage, shared_limit, schedule):
+    assert survives(SOURCES, storage, schedule, shared_limit)
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in BUGS])
 def test_planted_bug_is_caught(name, tmp_path):
     sources = planted(BUGS[name], tmp_path)
     for storage in BUGS[name].storage:
-        assert not all(survives(sources, storage, schedule) for schedule in SCHEDULES)
+        assert not all(survives(sources, storage, schedule, MUCH) for schedule in SCHEDULES)
 
 
 # --- Addresses -------------------------------------------------------------------------------------------------------
@@ -236,8 +288,9 @@ from tests.cuda_emulation.battery import battery, judge, on_storage
 from tests.cuda_emulation.device import EmulatedBackend, EmulatedDevice
 
 for storage, path in (("float32", "portable"), ("bfloat16", "tensor")):
-    device = EmulatedDevice(sources=Path(sys.argv[1]), flags=("-fsanitize=address", "-g"))
     for one in battery():
+        limit = 232_448  # bytes of shared memory
+        device = EmulatedDevice(sources=Path(sys.argv[1]), shared_limit=limit, flags=("-fsanitize=address", "-g"))
         judge(one, on_storage(one, EmulatedBackend(path, device), storage), storage)
 print("all addresses are fine")
 """
@@ -251,6 +304,7 @@ def test_every_address_is_within_its_array():
 
 OUTSIDE = {
     "a missing query is stored": Bug("attend.cu", "if (query < 0) continue;"),
+    "a missing query of a ragged tile is stored": Bug("attend_tensor.cu", "row > last ? -1", "row > last + 1 ? -1"),
     "shared memory ends too early": Bug("tile.cuh", "const int row = e / DEPTH", "const int row = e / DEPTH + 64"),
     "a row too many is read": Bug(
         "attend.cu", "place < sweep.n_q ? query_at(place) : -1", "place <= sweep.n_q ? place : -1"

@@ -124,7 +124,7 @@ def test_a_mask_of_another_shape_is_refused():
 
 def test_too_little_shared_memory_is_refused():
     device = DeviceWithoutKernels(shared_limit=48 * 1024)
-    with pytest.raises(ValueError, match=r"attend_tensor needs 67840 bytes of shared memory, this device has 49152"):
+    with pytest.raises(ValueError, match=r"attend_tensor needs 68704 bytes of shared memory, this device has 49152"):
         call(CudaBackend(device), heads(device, "bfloat16", d=256, d_v=256))
     assert device.launched == []
 

@@ -118,8 +118,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, (BLOCKS<Real, WIDTH>))
     const Matrix<STORAGE> q(q_data, q_layout, sweep.head, sweep.query_start);
     const Matrix<STORAGE> k(k_data, k_layout, sweep.head, sweep.key_start);
     const Matrix<STORAGE> v(v_data, v_layout, sweep.head, sweep.key_start);
-    const Blocks blocks = {indices + sweep.query_blocks, indices + sweep.key_blocks, static_cast<int>(sweep.n_q),
-                           static_cast<int>(sweep.n_k)};
+    const Blocks blocks = blocks_of(sweep, indices);
     const auto query_at = [&](int place) { return sweep.query_order < 0 ? place : indices[sweep.query_order + place]; };
     if (threadIdx.x < ROWS) {
         const int place = start + threadIdx.x;
@@ -142,9 +141,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, (BLOCKS<Real, WIDTH>))
             if (threadIdx.x < COLUMNS) {  // nobody reads the keys before any more: all have fetched their last values
                 const int place = begin + threadIdx.x;
                 const bool exists = place < range.end;
-                tile.key[threadIdx.x] = !exists ? -1 : segment.keys < 0 ? place : indices[segment.keys + place];
-                const bool weighted = exists && segment.weights >= 0;
-                tile.log_weight[threadIdx.x] = weighted ? Real(weights[segment.weights + place] * LOG2_E) : Real(0);
+                const int key = !exists ? -1 : segment.keys < 0 ? place : indices[segment.keys + place];
+                const double weight = exists && segment.weights >= 0 ? weights[segment.weights + place] : 0;
+                const bool met = !exists || range.meets(static_cast<int>(segment.views), blocks, key);
+                tile.key[threadIdx.x] = key;
+                tile.log_weight[threadIdx.x] = static_cast<Real>(met ? weight * LOG2_E : HIDDEN);
             }
             Real logits[4][4];
             const bool is_whole = range.is_whole(begin, COLUMNS, segment, start);

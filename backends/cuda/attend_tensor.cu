@@ -1,103 +1,277 @@
 // Attention on tensor cores: the sweeps of attend.cu for float16 and bfloat16, accumulated in float32.
 //
-// Four warps share a tile of 64 queries, 16 for each. For every tile of KEYS keys a warp computes 16 x KEYS logits
-// (mma.m16n8k16), makes them weights in registers, rounds these to the type of the arrays, and multiplies them with
-// the values. The accumulator of the first product has the layout of the left factor of the second, so that weights
-// never leave the registers. Tiles of keys and values are gathered by asynchronous copies, 16 bytes at a time, one tile
-// ahead of the arithmetic, into two buffers in turn. A row of a tile is padded by 16 bytes: with an odd number of
-// 16-byte pieces the eight rows of a matrix lie in different banks.
+// Four warps share a tile of QUERIES queries: one or two strips of 16 for each. For every tile of KEYS keys a warp
+// computes 16 x KEYS logits for each strip (mma.m16n8k16), makes them weights in registers, rounds these to the type of
+// the arrays, and multiplies them with the values. The accumulator of the first product has the layout of the left
+// factor of the second, so that weights never leave the registers. Two strips read every key and value from shared
+// memory once instead of twice: with one strip this reading takes longer than the products.
+//
+// The tiles of all segments of a sweep are one sequence. While a tile is computed the next one is copied, whichever
+// segment it belongs to, and towards the end the keys of the one after that are looked up; one barrier for each tile.
+// Copies are asynchronous, 16 bytes at a time, into two buffers in turn. A row of a tile is padded by 16 bytes: with an
+// odd number of 16-byte pieces the eight rows of a matrix lie in different banks.
+//
+// Registers are what is short: with two strips, logits and sums take 128 of 168. So what all threads know alike (the
+// segments, where the matrices lie) is kept in shared memory. A product begins with the log-weight of its key, divided
+// by the scale, so that a logit needs no operation of its own before its exponential.
 //
 // STORAGE: Half or Bfloat. DEPTH, WIDTH: coordinates of a key and of a value, rounded up to a multiple of 16, at most
-// 256; rows of the arrays are multiples of 16 bytes. KEYS: 64, 32 for heads wider than 64, 16 for wider than 128.
-// Grid (sweeps, tiles of 64 queries), 128 threads. Shared memory: sizeof(Tile).
+// 256; rows of the arrays are contiguous, at multiples of 16 bytes, less than 2^31 bytes apart. QUERIES: 128 or 64.
+// KEYS: 64, 32 for heads wider than 64, 16 for wider than 128.
+// Grid (sweeps, tiles of QUERIES queries), 128 threads. Shared memory: sizeof(Tile).
 #include "plan.cuh"
 #include "tensor.cuh"
 
-constexpr int ROWS = 64, THREADS = 128, LANES = 32, PAD = 8;
-constexpr int GROUPS = KEYS / 8;           // of eight keys: one accumulator of logits each
-constexpr int BLOCKS = KEYS > 32 ? 3 : 2;  // on a multiprocessor: registers must allow it without spilling
+constexpr int THREADS = 128, LANES = 32, PAD = 8;
+constexpr int STRIPS = QUERIES / 64, ROWS = 2 * STRIPS;  // of a warp; rows of the tile that a lane holds numbers of
+constexpr int GROUPS = KEYS / 8, COLUMNS = 2 * GROUPS;   // of eight keys: one accumulator each; columns of a lane
 
-struct Stage {  // one tile of keys
+// Blocks on a multiprocessor: registers must allow them without spilling. For newer GPUs the compiler wants more.
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000
+constexpr int BLOCKS = 2;
+#else
+constexpr int BLOCKS = KEYS > 32 ? 3 : 2;
+#endif
+
+// SHARE threads copy a row together, 8 coordinates each; a thread copies of every STEPth row, of COPIED rows of keys.
+constexpr int WIDEST = DEPTH > WIDTH ? DEPTH : WIDTH;
+constexpr int SHARE = WIDEST > 128 ? 32 : WIDEST > 64 ? 16 : WIDEST > 32 ? 8 : WIDEST > 16 ? 4 : 2;
+constexpr int STEP = THREADS / SHARE, COPIED = KEYS / STEP;
+
+// The largest logit may be so much above `top`, in base 2: a weight is then at most 256, as exact as any other.
+constexpr float SLACK = 8;
+
+// The logit of a pair that does not count: -infinity, so that no scale makes it matter beside NO_KEY.
+__device__ inline float nothing() { return float_of_bits(0xff800000u); }
+
+// One tile of keys. Where it is plain (every query meets every key, with the weight 1) it holds the matrices alone.
+struct alignas(16) Stage {
     STORAGE keys[KEYS][DEPTH + PAD], values[KEYS][WIDTH + PAD];
-    int key[KEYS];
-    float log_weight[KEYS];  // in base 2
+    int key[KEYS], block[KEYS];  // number of the key, and that of its block in the first view
+    float log_weight[KEYS];      // in units of a product; `nothing` for a key that no query meets
+    int part;                    // to which it belongs, -1 if it is plain
+};
+
+// A segment as this tile of queries meets it; positions as in a Segment.
+struct Part {
+    long long keys, weights;
+    Range range;
+    int views, inside, causal;
+    int plain;  // as far as this place its tiles are plain
+};
+
+// The rows of a matrix, `row` bytes from one to the next.
+struct Rows {
+    const unsigned char *data;
+    int row;
+
+    __device__ Rows(const Matrix<STORAGE> &matrix)
+        : data(reinterpret_cast<const unsigned char *>(matrix.data)), row(static_cast<int>(2 * matrix.row)) {}
+};
+
+// The piece of 16 bytes of every row that this thread copies; it is 0 in a missing row, -1, and beyond d.
+struct Pieces {
+    const unsigned char *data;
+    int row;
+    bool exists;
+
+    __device__ Pieces(const Rows &rows, int d) : row(rows.row) {
+        const int column = threadIdx.x % SHARE * 8;
+        exists = column < d;
+        data = rows.data + (exists ? 2 * column : 0);
+    }
+    __device__ void copy(int i, void *to) const {
+        copy_16_bytes(to, data + static_cast<long long>(larger(i, 0)) * row, exists && i >= 0);
+    }
 };
 
 struct Tile {
-    STORAGE queries[ROWS][DEPTH + PAD];
+    STORAGE queries[QUERIES][DEPTH + PAD];
     Stage stage[2];
+    int query[QUERIES], block[QUERIES];  // number of the query, and that of its block in the first view
+    Part parts[MOST_SEGMENTS];
+    Rows k, v;
+    float weight_unit;  // log-weights times this are in units of a product
 };
 
-// A lane holds two rows of its warp's 16, l / 4 and l / 4 + 8, and of these every fourth pair of columns.
+// A lane holds two rows of each strip of its warp, l / 4 and l / 4 + 8, and of these every fourth pair of columns. Its
+// row r is row row_of(r) of the tile.
 struct State {
-    float top[2], total[2];  // `total` is spread over the four lanes of a row; `top` is the same in all of them
-    float sums[WIDTH / 8][4];
+    float top[ROWS], total[ROWS];  // `total` is spread over the four lanes of a row; `top` is the same in all of them
+    float sums[STRIPS][WIDTH / 8][4];
 };
 
-// Begins to copy rows of a matrix, 16 bytes at a time; a row with the number -1 and what lies beyond d become 0.
-template <int N_ROWS, int COLUMNS, class Number>
-__device__ inline void fetch(STORAGE (&target)[N_ROWS][COLUMNS + PAD], const Matrix<STORAGE> &matrix, int d,
-                             Number number) {
-    constexpr int PIECES = COLUMNS / 8;
-    for (int e = threadIdx.x; e < N_ROWS * PIECES; e += THREADS) {
-        const int row = e / PIECES, column = e % PIECES * 8, i = number(row);
-        const bool exists = i >= 0 && column < d;
-        copy_16_bytes(&target[row][column], matrix.at(exists ? i : 0, exists ? column : 0), exists);
+__device__ inline int row_of(int r) {
+    return threadIdx.x / LANES * (16 * STRIPS) + threadIdx.x % LANES / 4 + 8 * r;
+}
+__device__ inline int column_of(int c) { return 8 * (c / 2) + 2 * (threadIdx.x % 4) + c % 2; }
+
+// One of the tiles of keys that all parts have, behind each other. Empty parts have none.
+struct Place {
+    int part, begin;
+
+    // Goes on to the next part that has keys, if none is left in this one; false if there is none.
+    __device__ bool find(const Tile &tile, int n_parts) {
+        while (part < n_parts && begin >= tile.parts[part].range.end)
+            if (++part < n_parts) begin = tile.parts[part].range.begin;
+        return part < n_parts;
+    }
+    __device__ bool is_plain(const Tile &tile) const { return begin + KEYS <= tile.parts[part].plain; }
+};
+
+// A causal part has no list, and its queries no order: query and key numbers are places.
+__device__ inline Part part_of(Segment segment, const Blocks &blocks, const int *indices, int start, int first_query,
+                               int last_query) {
+    const Range range = range_of(segment, blocks, indices, first_query, last_query);
+    const int views = static_cast<int>(segment.views), causal = static_cast<int>(segment.causal);
+    const bool plain = segment.weights < 0 && range.block < 0 && views == 0;
+    const int end = !plain ? 0 : causal ? smaller(range.end, start + 1) : range.end;
+    return {segment.keys, segment.weights, range, views, static_cast<int>(segment.inside), causal, end};
+}
+
+// The numbers of the queries, -1 for none, and their rows; the copies are committed with the first tile of keys.
+__device__ inline void fetch_queries(Tile &tile, const Pieces &q, int start, int last, const int *order) {
+    const int piece = threadIdx.x % SHARE;
+    for (int row = threadIdx.x / SHARE; row < QUERIES; row += STEP) {
+        const int query = row > last ? -1 : order ? order[row] : start + row;
+        if (piece == 0) tile.query[row] = query;
+        if (piece < DEPTH / 8) q.copy(query, &tile.queries[row][8 * piece]);
     }
 }
 
-__device__ inline void fetch_stage(Stage &stage, const Matrix<STORAGE> &k, const Matrix<STORAGE> &v, int d, int d_v,
-                                   const Segment &segment, const int *indices, const double *weights, int begin,
-                                   int end) {
-    const auto key_at = [&](int row) {
-        const int place = begin + row;
-        return place >= end ? -1 : segment.keys < 0 ? place : indices[segment.keys + place];
-    };
-    fetch<KEYS, DEPTH>(stage.keys, k, d, key_at);
-    fetch<KEYS, WIDTH>(stage.values, v, d_v, key_at);
+// The queries' block numbers in the first view, if any part asks for them; the barriers to come show them to all.
+__device__ inline void read_blocks(Tile &tile, int n_parts, const Blocks &blocks) {
+    for (int p = 0; p < n_parts; ++p)
+        if (tile.parts[p].views > 0)
+            for (int row = threadIdx.x; row < QUERIES; row += THREADS)
+                tile.block[row] = blocks.of_query(0, larger(tile.query[row], 0));
+}
+
+// A scale that is not positive: logits count in units of its absolute value, its sign or 0 goes to the queries. Every
+// thread changes what it has copied itself.
+__device__ inline void turn_queries(Tile &tile, bool negative) {
     commit_copies();
-    if (threadIdx.x < KEYS) {
-        const int row = threadIdx.x;
-        const bool weighted = segment.weights >= 0 && begin + row < end;
-        stage.key[row] = key_at(row);
-        stage.log_weight[row] = weighted ? static_cast<float>(weights[segment.weights + begin + row] * LOG2_E) : 0.f;
+    wait_for_copies<0>();
+    for (int row = threadIdx.x / SHARE; row < QUERIES; row += STEP)
+        for (int e = threadIdx.x % SHARE * 8; e < smaller(DEPTH, threadIdx.x % SHARE * 8 + 8); ++e) {
+            unsigned short &bits = tile.queries[row][e].bits;
+            bits = negative ? bits ^ 0x8000u : 0;
+        }
+}
+
+// The keys of which this thread copies a piece; -1 for none.
+__device__ inline void read_keys(int (&key)[COPIED], const Part &part, int begin, const int *indices) {
+    const int *const list = indices + part.keys;
+    const int first = begin + static_cast<int>(threadIdx.x) / SHARE;
+    const bool listed = part.keys >= 0;
+#pragma unroll
+    for (int i = 0; i < COPIED; ++i) {
+        const int place = first + i * STEP;
+        key[i] = place < part.range.end ? place : -1;
+        if (listed && place < part.range.end) key[i] = list[place];
     }
 }
 
-// Logits of 16 queries and KEYS keys, in base 2; those that do not count hidden. logits[r][2 j + e] is the lane's row r
-// and column 8 j + 2 (l % 4) + e.
-__device__ inline void logits_of(const Tile &tile, const Stage &stage, float scale, const Segment &segment,
-                                 const Blocks &blocks, bool is_whole, const int (&query)[2],
-                                 float (&logits)[2][2 * GROUPS]) {
-    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    float products[GROUPS][4];
+__device__ inline void fetch(Tile &tile, Stage &stage, int d, int d_v, const int (&key)[COPIED]) {
+    const int piece = threadIdx.x % SHARE;
+    const Pieces k(tile.k, d), v(tile.v, d_v);
 #pragma unroll
-    for (int j = 0; j < GROUPS; ++j)
+    for (int i = 0; i < COPIED; ++i) {
+        const int row = threadIdx.x / SHARE + i * STEP;
+        if (piece < DEPTH / 8) k.copy(key[i], &stage.keys[row][8 * piece]);
+        if (piece < WIDTH / 8) v.copy(key[i], &stage.values[row][8 * piece]);
+    }
+    commit_copies();
+}
+
+// What a stage holds besides matrices: of every row by one of the threads that copy it.
+__device__ inline void describe(Stage &stage, const Part &part, int begin, const int (&key)[COPIED],
+                                const Blocks &blocks, const double *weights, float weight_unit) {
+    static_assert(COPIED <= SHARE, "there must be a thread for every row");
+    const int piece = threadIdx.x % SHARE, row = threadIdx.x / SHARE + piece * STEP;
+    if (piece >= COPIED) return;
+    int number = key[0];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) products[j][i] = 0;
+    for (int i = 1; i < COPIED; ++i)
+        if (piece == i) number = key[i];
+    stage.key[row] = number;
+    if (part.views > 0) stage.block[row] = blocks.of_key(0, larger(number, 0));
+    const double weight = number >= 0 && part.weights >= 0 ? weights[part.weights + begin + row] : 0;
+    const bool met = number >= 0 && part.range.meets(part.views, blocks, number);
+    stage.log_weight[row] = met ? static_cast<float>(weight) * weight_unit : nothing();
+}
+
+// The pairs of this lane that do not count: bit 16 (r % 2) + c of marks[r / 2] for its row r and column c. They are
+// found before the products are there: together both would need more registers than a lane has.
+__device__ inline void mark(unsigned int (&marks)[STRIPS], const Tile &tile, const Stage &stage, const Part &part,
+                            const Blocks &blocks) {
+    if (part.causal) {
+        const int ahead = tile.query[row_of(0)] - stage.key[column_of(0)];
 #pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+            for (int c = 0; c < COLUMNS; ++c)
+                if (8 * (c / 2) + c % 2 - 8 * r > ahead) marks[r / 2] |= 1u << (16 * (r % 2) + c);
+    }
+    for (int view = 0; view < part.views; ++view) {
+        const bool must_hold = part.inside && view == part.views - 1;
+        int query[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            const int row = row_of(r);
+            query[r] = view == 0 ? tile.block[row] : blocks.of_query(view, larger(tile.query[row], 0));
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMNS; ++c) {
+            const int column = column_of(c);
+            const int key = view == 0 ? stage.block[column] : blocks.of_key(view, larger(stage.key[column], 0));
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+                if ((query[r] == key) != must_hold) marks[r / 2] |= 1u << (16 * (r % 2) + c);
+        }
+    }
+}
+
+// Logits of the warp's queries and KEYS keys in units of a product, with the log-weights of the keys: logits[r][c] is
+// that of the lane's row r and column column_of(c).
+__device__ inline void multiply(const Tile &tile, const Stage &stage, bool is_plain, float (&logits)[ROWS][COLUMNS]) {
+    const int lane = threadIdx.x % LANES, first = threadIdx.x / LANES * (16 * STRIPS);
+    float products[STRIPS][GROUPS][4];
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) {
+        const float weight = is_plain ? 0 : stage.log_weight[column_of(c)];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) products[r / 2][c / 2][2 * (r % 2) + c % 2] = weight;
+    }
+#pragma unroll(DEPTH > 128 ? 4 : DEPTH / 16)  // long rows would take registers ahead of their use
     for (int depth = 0; depth < DEPTH; depth += 16) {
-        unsigned int a[4];
-        load_matrices(a, &tile.queries[16 * warp + lane % 16][depth + 8 * (lane / 16)]);
+        unsigned int a[STRIPS][4];
+#pragma unroll
+        for (int s = 0; s < STRIPS; ++s)
+            load_matrices(a[s], &tile.queries[first + 16 * s + lane % 16][depth + 8 * (lane / 16)]);
 #pragma unroll
         for (int j = 0; j < GROUPS; j += 2) {
             unsigned int b[4];  // eight keys in b[0], b[1], the next eight in b[2], b[3]
             load_matrices(b, &stage.keys[8 * (j + lane / 16) + lane % 8][depth + 8 * (lane / 8 % 2)]);
-            multiply_add(STORAGE(), products[j], a, {b[0], b[1]});
-            multiply_add(STORAGE(), products[j + 1], a, {b[2], b[3]});
+#pragma unroll
+            for (int s = 0; s < STRIPS; ++s) {
+                multiply_add(STORAGE(), products[s][j], a[s], {b[0], b[1]});
+                multiply_add(STORAGE(), products[s][j + 1], a[s], {b[2], b[3]});
+            }
         }
     }
-    int key[2 * GROUPS];
 #pragma unroll
-    for (int c = 0; c < 2 * GROUPS; ++c) {
-        const int column = 8 * (c / 2) + 2 * (lane % 4) + c % 2;
-        key[c] = stage.key[column];
+    for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-            logits[r][c] = products[c / 2][2 * r + c % 2] * scale + stage.log_weight[column];
-    }
-    if (!is_whole) hide_absent(segment.causal, query, key, logits);
-    hide_marked(blocks, static_cast<int>(segment.views), segment.inside, query, key, logits);
+        for (int c = 0; c < COLUMNS; ++c) logits[r][c] = products[r / 2][c / 2][2 * (r % 2) + c % 2];
+}
+
+__device__ inline void hide(const unsigned int (&marks)[STRIPS], float (&logits)[ROWS][COLUMNS]) {
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+        for (int c = 0; c < COLUMNS; ++c)
+            if (marks[r / 2] & 1u << (16 * (r % 2) + c)) logits[r][c] = nothing();
 }
 
 // Over the four lanes of a row.
@@ -111,50 +285,64 @@ __device__ inline float row_sum(float x) {
     return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
 
-// One step of the running softmax; logits become weights 2^(logit - top).
-__device__ inline void rescale(State &state, float (&logits)[2][2 * GROUPS]) {
+// One step of the running softmax. The weights 2^(unit logit - top) come out rounded, in pairs, as the left factor of
+// the second product. `top` follows the largest logit only if that is far above it: `total` and `sums` are multiplied
+// at the first tile, and hardly ever again. Each row goes by its own logits.
+__device__ inline void rescale(State &state, float unit, float (&logits)[ROWS][COLUMNS],
+                               unsigned int (&weights)[STRIPS][KEYS / 16][4]) {
+    float top[ROWS];
+    bool rises = false;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        float top = state.top[r];
+    for (int r = 0; r < ROWS; ++r) {
+        float largest = logits[r][0];
 #pragma unroll
-        for (int c = 0; c < 2 * GROUPS; ++c) top = larger(top, logits[r][c]);
-        top = row_largest(top);
-        const float decay = fast_power_of_two(state.top[r] - top);
-        state.top[r] = top;
-        state.total[r] *= decay;
+        for (int c = 1; c < COLUMNS; ++c) largest = larger(largest, logits[r][c]);
+        largest = row_largest(largest) * unit;
+        const bool far = largest > state.top[r] + SLACK;
+        top[r] = far ? largest : state.top[r];
+        rises |= far;
+    }
+    if (__any_sync(ALL_LANES, rises)) {
 #pragma unroll
-        for (int j = 0; j < WIDTH / 8; ++j) {
-            state.sums[j][2 * r] *= decay;
-            state.sums[j][2 * r + 1] *= decay;
-        }
+        for (int r = 0; r < ROWS; ++r) {
+            const float decay = fast_power_of_two(state.top[r] - top[r]);
+            state.top[r] = top[r];
+            state.total[r] *= decay;
 #pragma unroll
-        for (int c = 0; c < 2 * GROUPS; ++c) {
-            logits[r][c] = fast_power_of_two(logits[r][c] - top);
-            state.total[r] += logits[r][c];
+            for (int j = 0; j < WIDTH / 8; ++j) {
+                state.sums[r / 2][j][2 * (r % 2)] *= decay;
+                state.sums[r / 2][j][2 * (r % 2) + 1] *= decay;
+            }
         }
     }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c += 2) {
+            const float first = fast_power_of_two(fmaf(logits[r][c], unit, -state.top[r]));
+            const float second = fast_power_of_two(fmaf(logits[r][c + 1], unit, -state.top[r]));
+            state.total[r] += first;
+            state.total[r] += second;
+            weights[r / 2][c / 4][r % 2 + c / 2 % 2 * 2] = pack(STORAGE(), first, second);
+        }
 }
 
 // sums += weights times values.
-__device__ inline void add_weighted(State &state, const float (&weights)[2][2 * GROUPS], const Stage &stage) {
+__device__ inline void add_weighted(State &state, const unsigned int (&weights)[STRIPS][KEYS / 16][4],
+                                    const Stage &stage) {
     const int lane = threadIdx.x % LANES;
 #pragma unroll
-    for (int keys = 0; keys < KEYS; keys += 16) {
-        const int c = keys / 4;  // this lane's first weight of these keys
-        const unsigned int a[4] = {
-            pack(STORAGE(), weights[0][c], weights[0][c + 1]),
-            pack(STORAGE(), weights[1][c], weights[1][c + 1]),
-            pack(STORAGE(), weights[0][c + 2], weights[0][c + 3]),
-            pack(STORAGE(), weights[1][c + 2], weights[1][c + 3]),
-        };
+    for (int keys = 0; keys < KEYS; keys += 16)
 #pragma unroll
         for (int j = 0; j < WIDTH / 8; j += 2) {
             unsigned int b[4];  // eight coordinates in b[0], b[1], the next eight in b[2], b[3]
             load_matrices_transposed(b, &stage.values[keys + lane % 16][8 * (j + lane / 16)]);
-            multiply_add(STORAGE(), state.sums[j], a, {b[0], b[1]});
-            multiply_add(STORAGE(), state.sums[j + 1], a, {b[2], b[3]});
+#pragma unroll
+            for (int s = 0; s < STRIPS; ++s) {
+                multiply_add(STORAGE(), state.sums[s][j], weights[s][keys / 16], {b[0], b[1]});
+                multiply_add(STORAGE(), state.sums[s][j + 1], weights[s][keys / 16], {b[2], b[3]});
+            }
         }
-    }
 }
 
 // What is carried of a query between sweeps: sums (d_v), top, total; as in attend.cu.
@@ -167,7 +355,7 @@ __device__ inline void load(State &state, const float *carried, bool fresh, int 
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
             const int column = 8 * j + 2 * pair + e;
-            state.sums[j][2 * r + e] = fresh || column >= d_v ? 0.f : carried[column];
+            state.sums[r / 2][j][2 * (r % 2) + e] = fresh || column >= d_v ? 0.f : carried[column];
         }
 }
 
@@ -177,7 +365,7 @@ __device__ inline void store(const State &state, float *carried, int d_v, float 
     for (int j = 0; j < WIDTH / 8; ++j)
 #pragma unroll
         for (int e = 0; e < 2; ++e)
-            if (8 * j + 2 * pair + e < d_v) carried[8 * j + 2 * pair + e] = state.sums[j][2 * r + e];
+            if (8 * j + 2 * pair + e < d_v) carried[8 * j + 2 * pair + e] = state.sums[r / 2][j][2 * (r % 2) + e];
     if (pair == 0) {
         carried[d_v] = state.top[r];
         carried[d_v + 1] = total;
@@ -189,10 +377,12 @@ __device__ inline void finish(const State &state, STORAGE *out, float *lse, int 
     const bool met = total > 0;
     const float inverse = 1 / total;
 #pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j)
+    for (int j = 0; j < WIDTH / 8; ++j) {
+        const float *sums = &state.sums[r / 2][j][2 * (r % 2)];
         if (8 * j < d_v)  // d_v is a multiple of 8
             *reinterpret_cast<unsigned int *>(out + 8 * j + 2 * pair) =
-                met ? pack(STORAGE(), state.sums[j][2 * r] * inverse, state.sums[j][2 * r + 1] * inverse) : 0u;
+                met ? pack(STORAGE(), sums[0] * inverse, sums[1] * inverse) : 0u;
+    }
     if (pair == 0) *lse = state.top[r] * static_cast<float>(LN_2) + logarithm(total);
 }
 
@@ -203,61 +393,79 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                   float *lse, float *carried) {
     SHARED(Tile, tile);
     const Sweep sweep = sweeps[blockIdx.x];
-    const int start = (gridDim.y - 1 - blockIdx.y) * ROWS;  // causal tiles near the end are the longest: they go first
+    const int start = (gridDim.y - 1 - blockIdx.y) * QUERIES;  // causal tiles near the end are the longest
     if (start >= sweep.n_q) return;
-    const Matrix<STORAGE> q(q_data, q_layout, sweep.head, sweep.query_start);
-    const Matrix<STORAGE> k(k_data, k_layout, sweep.head, sweep.key_start);
-    const Matrix<STORAGE> v(v_data, v_layout, sweep.head, sweep.key_start);
-    const Blocks blocks = {indices + sweep.query_blocks, indices + sweep.key_blocks, static_cast<int>(sweep.n_q),
-                           static_cast<int>(sweep.n_k)};
-    const auto query_at = [&](int row) {
-        const int place = start + row;
-        return place >= sweep.n_q ? -1 : sweep.query_order < 0 ? place : indices[sweep.query_order + place];
-    };
-    fetch<ROWS, DEPTH>(tile.queries, q, d, query_at);  // committed with the first tile of keys
-    const int last = smaller(ROWS, static_cast<int>(sweep.n_q) - start) - 1;
-    const float factor = static_cast<float>(scale * LOG2_E);
+    const int last = smaller(QUERIES, static_cast<int>(sweep.n_q) - start) - 1;
+    const int n_parts = static_cast<int>(sweep.n_segments);
+    const int *const order = sweep.query_order < 0 ? nullptr : indices + sweep.query_order + start;
+    const Blocks blocks = blocks_of(sweep, indices);
+    const float factor = static_cast<float>(scale * LOG2_E), unit = factor == 0 ? 1 : fabsf(factor);
 
+    const Matrix<STORAGE> q(q_data, q_layout, sweep.head, sweep.query_start);
+    fetch_queries(tile, Pieces(q, d), start, last, order);
+    if (!(factor > 0)) turn_queries(tile, factor < 0);
+    if (static_cast<int>(threadIdx.x) < n_parts)
+        tile.parts[threadIdx.x] = part_of(segments[sweep.segment + threadIdx.x], blocks, indices, start,
+                                          order ? order[0] : start, order ? order[last] : start + last);
+    if (threadIdx.x == THREADS - 1) {
+        tile.k = Matrix<STORAGE>(k_data, k_layout, sweep.head, sweep.key_start);
+        tile.v = Matrix<STORAGE>(v_data, v_layout, sweep.head, sweep.key_start);
+        tile.weight_unit = static_cast<float>(LOG2_E) / unit;
+    }
+    __syncthreads();  // the numbers of the queries, the parts and the places of the matrices are there
+    read_blocks(tile, n_parts, blocks);
+
+    Place next = {0, tile.parts[0].range.begin};
+    int key[COPIED];  // of the next tile
+    bool more = next.find(tile, n_parts);
+    const auto fetch_next = [&](Stage &stage) {
+        fetch(tile, stage, d, d_v, key);
+        const Part &part = tile.parts[next.part];
+        const bool is_plain = next.is_plain(tile);
+        if (!is_plain) describe(stage, part, next.begin, key, blocks, weights, tile.weight_unit);
+        if (threadIdx.x == 0) stage.part = is_plain ? -1 : next.part;
+    };
+    const auto go_on = [&] {
+        next.begin += KEYS;
+        if (next.find(tile, n_parts)) read_keys(key, tile.parts[next.part], next.begin, indices);
+    };
+    if (more) {
+        read_keys(key, tile.parts[next.part], next.begin, indices);
+        fetch_next(tile.stage[0]);
+        go_on();
+    }
     const long long first_row = sweep.head * n_q + sweep.query_start;  // of out, lse and carried
-    int query[2];
     State state;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        query[r] = query_at(threadIdx.x / LANES * 16 + threadIdx.x % LANES / 4 + 8 * r);
-        const bool fresh = sweep.first || query[r] < 0;
-        load(state, carried + (first_row + larger(query[r], 0)) * (d_v + 2), fresh, d_v, r);
+    for (int r = 0; r < ROWS; ++r) {
+        const int query = tile.query[row_of(r)];
+        const bool fresh = sweep.first || query < 0;
+        load(state, carried + (first_row + larger(query, 0)) * (d_v + 2), fresh, d_v, r);
     }
-    for (int s = 0; s < sweep.n_segments; ++s) {
-        Segment segment = segments[sweep.segment + s];
-        const Range range = range_of(segment, blocks, indices, query_at(0), query_at(last));
-        const auto fetch_from = [&](Stage &stage, int begin) {
-            fetch_stage(stage, k, v, d, d_v, segment, indices, weights, begin, range.end);
-        };
-        if (range.begin < range.end) fetch_from(tile.stage[0], range.begin);
-        int current = 0;
-        for (int begin = range.begin; begin < range.end; begin += KEYS, current ^= 1) {
-            if (begin + KEYS < range.end) {
-                fetch_from(tile.stage[current ^ 1], begin + KEYS);
-                wait_for_copies<1>();  // all but the tile that was begun just now
-            } else {
-                wait_for_copies<0>();
-            }
-            __syncthreads();  // everybody's copies of this tile are there
-            float logits[2][2 * GROUPS];
-            const bool is_whole = range.is_whole(begin, KEYS, segment, start);
-            logits_of(tile, tile.stage[current], factor, segment, blocks, is_whole, query, logits);
-            rescale(state, logits);
-            add_weighted(state, logits, tile.stage[current]);
-            __syncthreads();  // this buffer may be filled again
-        }
+    for (int current = 0; more; current ^= 1) {
+        const Stage &stage = tile.stage[current];
+        wait_for_copies<0>();
+        __syncthreads();  // this tile is there, and everybody is done with the one before: its buffer may be filled
+        more = next.part < n_parts;
+        if (more) fetch_next(tile.stage[current ^ 1]);
+        const bool is_plain = stage.part < 0;
+        unsigned int marks[STRIPS] = {}, pairs[STRIPS][KEYS / 16][4];
+        float logits[ROWS][COLUMNS];
+        if (!is_plain) mark(marks, tile, stage, tile.parts[stage.part], blocks);
+        multiply(tile, stage, is_plain, logits);
+        if (marks[0] | marks[STRIPS - 1]) hide(marks, logits);
+        rescale(state, unit, logits, pairs);
+        if (more) go_on();  // the keys are there once the products are
+        add_weighted(state, pairs, stage);
     }
     commit_copies();  // the queries, should there have been no key at all
     wait_for_copies<0>();
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
+        const int query = tile.query[row_of(r)];
         const float total = row_sum(state.total[r]);
-        if (query[r] < 0) continue;
-        const long long row = first_row + query[r];
+        if (query < 0) continue;
+        const long long row = first_row + query;
         if (sweep.last) finish(state, out + row * d_v, lse + row, d_v, total, r);
         else store(state, carried + row * (d_v + 2), d_v, total, r);
     }

@@ -13,10 +13,12 @@ struct Segment {
     long long n;        // its length
     long long offsets;  // position of the view's key offsets: a tile attends the blocks of its queries; none: all keys
     long long weights;  // place of the log-weights in the table `weights`; none: 0
-    long long views;    // how many views are consulted, the first ones of the sweep ...
+    long long views;    // how many views are consulted, the first ones of the sweep; the last sorts its queries ...
     long long inside;   // ... 1: the last of them must hold the pair, the others not; 0: none may hold it
-    long long causal;   // 1: query i meets the keys 0 .. i only
+    long long causal;   // 1: query i meets the keys 0 .. i only; neither the keys nor the queries have an order then
 };
+
+constexpr int MOST_SEGMENTS = 3;  // of a sweep
 
 struct Sweep {
     long long head;
@@ -73,6 +75,11 @@ struct Blocks {
     __device__ int of_key(int view, int j) const { return key[static_cast<long long>(view) * n_k + j]; }
 };
 
+__device__ inline Blocks blocks_of(const Sweep &sweep, const int *indices) {
+    return {indices + sweep.query_blocks, indices + sweep.key_blocks, static_cast<int>(sweep.n_q),
+            static_cast<int>(sweep.n_k)};
+}
+
 // Hides the pairs of a tile of logits that do not exist: a missing key has the number -1, and a causal query i meets
 // the keys 0 .. i. (Missing queries need no care: nothing of theirs is ever stored.)
 template <int N_ROWS, int N_COLUMNS, class Real>
@@ -104,9 +111,14 @@ __device__ inline void hide_marked(const Blocks &blocks, int views, bool inside,
     }
 }
 
-// The places [begin, end) of a segment's list that the queries of a tile can meet.
+// The places [begin, end) of a segment's list that the queries of a tile can meet. `block`, unless -1: keys of this
+// block, in the view after those that are consulted, meet none of them.
 struct Range {
-    int begin, end;
+    int begin, end, block;
+
+    __device__ bool meets(int views, const Blocks &blocks, int key) const {
+        return block < 0 || blocks.of_key(views, key) != block;
+    }
 
     // Whether n keys from this place on exist for every query from `first_query` on.
     __device__ bool is_whole(int place, int n, const Segment &segment, int first_query) const {
@@ -114,19 +126,22 @@ struct Range {
     }
 };
 
-// The range of a tile. Where the tile lies in one block of the last view, that view holds all of its pairs, and the
-// segment is told so.
+// The range of a tile. Its queries are sorted by the last view that is consulted. Where they lie in one block of it,
+// that view says the same to all of them, and the segment is told not to ask it for every pair: its keys are all met
+// if the view must hold the pair, and else those of this block are met by none.
 __device__ inline Range range_of(Segment &segment, const Blocks &blocks, const int *indices, int first_query,
                                  int last_query) {
     const int n = static_cast<int>(segment.n);
-    if (segment.causal) return {0, smaller(n, last_query + 1)};
-    if (segment.offsets < 0) return {0, n};
+    if (segment.causal) return {0, smaller(n, last_query + 1), -1};
+    if (segment.views == 0) return {0, n, -1};
     const int view = static_cast<int>(segment.views) - 1;
     const int first_block = blocks.of_query(view, first_query), last_block = blocks.of_query(view, last_query);
-    if (first_block == last_block) {
+    const bool is_one = first_block == last_block;
+    if (is_one) {
         segment.views -= 1;
         segment.inside = 0;
     }
+    if (segment.offsets < 0) return {0, n, is_one ? first_block : -1};
     const int *offsets = indices + segment.offsets;
-    return {offsets[first_block], offsets[last_block + 1]};
+    return {offsets[first_block], offsets[last_block + 1], -1};
 }

@@ -34,7 +34,21 @@ def battery() -> list[AttentionInputs]:
         leaves, places = causal_tiling(n, 40)
         return HeadPlan(n, n, tuple(rectangle(c - s, s - a, s, a) for a, s, c in places), leaves)
 
+    def one_rectangle(n_q, n_k, n_drawn, views=(), exact_keys=()):
+        drawn = rng.integers(n_k, size=n_drawn)
+        return HeadPlan(n_q, n_k, (Rectangle(n_q, n_k, views, exact_keys, drawn, np.linspace(0, 3, n_drawn)),))
+
+    def blocks(query_offsets, key_offsets):
+        orders = (rng.permutation(offsets[-1]) for offsets in (query_offsets, key_offsets))
+        return (BlockMask(*orders, query_offsets, key_offsets),)
+
     q, k, v = rows(150, 24), rows(203, 24), rows(203, 16)
+    long_q = rows(300, 24)
+    # Blocks that hold whole tiles, and one that ends within a tile; blocks without keys; no block, and no key at all.
+    wide, holes = ([0, 200, 300], [0, 100, 203]), ([0, 128, 129, 200, 300], [0, 0, 70, 70, 203])
+    sampled = Plan((2,), tuple(one_rectangle(300, 203, 70, blocks(*wide), exact) for exact in ((), (3, 90, 200))))
+    holed = Plan((2,), tuple(one_rectangle(300, 203, n_drawn, blocks(*holes)) for n_drawn in (0, 70)))
+    viewless = Plan((2,), tuple(one_rectangle(300, 203, n_drawn) for n_drawn in (0, 70)))
     whole = Plan((2,), tuple(HeadPlan(150, 203, (rectangle(150, 203),)) for _ in range(2)))
     causal = Plan((2,), tuple(causal_head(150) for _ in range(2)))
     k_same, v_same = k[:, :150], v[:, :150]
@@ -43,6 +57,10 @@ def battery() -> list[AttentionInputs]:
         AttentionInputs(q, k_same, v_same, 0.25, True),
         AttentionInputs(q, k, v, 0.25, False, whole),
         AttentionInputs(q, k_same, v_same, 0.25, True, causal),
+        AttentionInputs(4 * long_q, k, v, 0.25, False, sampled),
+        AttentionInputs(long_q, k, v, -0.25, False, holed),
+        AttentionInputs(long_q, k, v, 0.25, False, viewless),
+        AttentionInputs(q, k, v, 0.0, False, whole),
     ]
 
 

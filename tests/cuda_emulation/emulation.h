@@ -379,6 +379,20 @@ template <class T> T __shfl_xor_sync(unsigned int lanes, T x, int mask) {
     return mine.taken;
 }
 
+// Whether any lane brings true.
+inline int __any_sync(unsigned int lanes, int x) {
+    if (lanes != 0xffffffffu) emulation::fail("the emulation knows votes of whole warps only");
+    struct Vote {
+        int brought, any;
+    } mine{x, 0};
+    emulation::meet_warp("vote", &mine, [](emulation::Fiber *warp) {
+        int any = 0;
+        for (int l = 0; l < emulation::WARP; ++l) any |= static_cast<Vote *>(warp[l].argument)->brought != 0;
+        for (int l = 0; l < emulation::WARP; ++l) static_cast<Vote *>(warp[l].argument)->any = any;
+    });
+    return mine.any;
+}
+
 inline float float_of_half(unsigned short bits) { return emulation::float_of_half(bits); }
 inline unsigned short half_of_float(float x) {
     const _Float16 half = static_cast<_Float16>(x);
