@@ -13,6 +13,7 @@ both log-sum-exps are natural logarithms is what its context parallelism relies 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -40,7 +41,7 @@ class ExactPrimitive(Protocol):
         """
 
 
-class TorchOperator:
+class TorchOperator(ABC):
     """What the operators of PyTorch have in common; a subclass calls one of them on `(B, H, n, d)`."""
 
     name: str
@@ -69,9 +70,9 @@ class TorchOperator:
         out, lse = out.contiguous(), lse.to(torch.float32).contiguous()
         return out.view(*lead, n_q, v.shape[-1]), lse.view(*lead, n_q)
 
+    @abstractmethod
     def run(self, q, k, v, scale: float, is_causal: bool) -> tuple:
         """Call the operator on q `(B, H, n_q, d)`; k and v may have fewer heads, each shared by H / H_k of q."""
-        raise NotImplementedError
 
     def function(self):
         """The operator."""
