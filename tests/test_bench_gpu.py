@@ -16,7 +16,7 @@ from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
 from hyperattention_ref.backends.conformance import AttentionInputs
 from hyperattention_ref.bench import check as checks
 from hyperattention_ref.bench import gpu_console, gpu_device, gpu_run, timing
-from hyperattention_ref.bench.cases import EXACT, PLANNED, SDPA, WHOLE, Heads
+from hyperattention_ref.bench.cases import EXACT, LEAVES, PLANNED, SDPA, THEIRS, WHOLE, Heads
 from hyperattention_ref.bench.ceilings import Ceilings
 from hyperattention_ref.bench.check import bfloat, check, check_rows, exact_rows, planned_rows
 from hyperattention_ref.bench.gpu_cases import GpuSettings
@@ -61,6 +61,11 @@ class Planted(BlockedNumpy):
 
     def attention_path(self, q, k, v):
         return Path("portable", "a stand-in")
+
+
+class LeavesByOthers(Planted):
+    def __init__(self, exact):
+        assert exact in OnCpu.sdpa_kinds
 
 
 class Biased(Planted):
@@ -138,6 +143,7 @@ def set_up(patch):
     pytest.importorskip("torch", reason="the stand-in for a GPU needs torch; run `make models`")
     plant(patch, "cupy", Planted)
     plant(patch, "numba-cuda", Planted)
+    patch.setattr(gpu_run, "CupyBackend", LeavesByOthers)
     patch.setattr(gpu_run, "conformance", lambda name, settings: CONFORMS)
     patch.setattr(gpu_console, "Gpu", OnCpu)
     patch.setattr(checks, "ROWS", 8)
@@ -220,10 +226,11 @@ def test_every_call_is_checked_timed_and_weighed(report):
         n, dtype = case["case"]["n"], case["case"]["dtype"]
         kinds = {WHOLE, PLANNED} | ({EXACT} if n <= 128 else set())
         kinds |= {SDPA} if n <= 128 and dtype == "bfloat16" else set()
+        kinds |= {LEAVES} if "causal" in case["name"] and dtype == "bfloat16" else set()
         engines = {"cupy", "numba-cuda"} if dtype == "float32" else {"cupy"}
         assert {x["kind"] for x in case["contestants"]} == kinds
-        assert {x["engine"] for x in case["contestants"] if x["kind"] != SDPA} == engines
-        assert {x["engine"] for x in case["contestants"] if x["kind"] == SDPA} <= {"flash", "cudnn"}
+        assert {x["engine"] for x in case["contestants"] if x["kind"] not in THEIRS} == engines
+        assert {x["engine"] for x in case["contestants"] if x["kind"] in THEIRS} in (set(), {"flash", "cudnn"})
         assert case["paths"] == {name: {"path": "portable", "reason": "a stand-in"} for name in engines}
         assert case["input_bytes"] == 3 * case["output_bytes"] == 3 * case["case"]["heads"] * n * 8 * 4
         for x in case["contestants"]:
@@ -318,6 +325,15 @@ def test_what_is_wrong_or_broken_is_reported_not_timed_and_not_kept(stand_in, tm
     assert set(files(tmp_path / "out")) == WRITTEN
 
 
+def test_wrong_leaves_are_wrong(stand_in, tmp_path, monkeypatch):
+    class Wrong(LeavesByOthers, Biased):
+        pass
+
+    monkeypatch.setattr(gpu_run, "CupyBackend", Wrong)
+    report = run(stand_in, tmp_path / "out")
+    assert {words.partition(" in ")[0] for words in report.wrong} == {f"{name}: {LEAVES}" for name in OnCpu.sdpa_kinds}
+
+
 class Shapeless(Planted):
     def exact_attention(self, q, k, v, **options):
         out, lse = super().exact_attention(q, k, v, **options)
@@ -345,10 +361,16 @@ def test_sdpa_that_cannot_run_is_left_out_with_the_reason(stand_in, tmp_path, mo
     def no_kernel(self, name, heads, is_causal):
         raise RuntimeError("No available kernel. Aborting execution.")
 
+    class Refuses(LeavesByOthers):
+        def planned_attention(self, q, k, v, plan, *, scale):
+            raise ValueError("the exact primitive 'cudnn' cannot run: the reason")
+
     monkeypatch.setattr(OnCpu, "sdpa", no_kernel)
+    monkeypatch.setattr(gpu_run, "CupyBackend", Refuses)
     report = run(stand_in, tmp_path / "out")
     assert report.is_right
     assert "cudnn: PyTorch SDPA in bfloat16-d8-full-n64: RuntimeError: No available kernel." in "\n".join(report.absent)
+    assert f"cudnn: {LEAVES} in bfloat16-d8-causal-n64: ValueError: the exact" in "\n".join(report.absent)
     assert set(files(tmp_path / "out")) == WRITTEN
     assert next(overviews(report)).lines[0][4:8] == ["–"] * 4
 

@@ -26,7 +26,11 @@ DTYPES = ("float32", "float64")
 WHOLE, PLANNED, EXACT, RIVAL = "HyperAttention", "given a plan", "exact", "rival"
 """Kinds of contestants: a backend's whole call, the same without making the plan, exact attention, and the rivals."""
 SDPA = "PyTorch SDPA"
-"""One more kind, on a GPU: exact attention of PyTorch by the backend of SDPA that the engine names."""
+LEAVES = "leaves of HyperAttention"
+"""Two more kinds, on a GPU: exact attention of PyTorch by the backend of SDPA that the engine names, and HyperAttention
+that has its causal leaves from there."""
+THEIRS = (SDPA, LEAVES)
+"""Kinds that rest on PyTorch: where it has no kernel for them, nothing of ours is broken."""
 GPU_BACKENDS = ("cupy", "numba-cuda")
 """They take device arrays; `gpu_run.py` is their benchmark."""
 SWEEP_BUDGETS = (64, 128, 256, 512, 1024, 2048)
@@ -172,7 +176,7 @@ class Contestant(Result):
     Attributes
     ----------
     engine : name of a backend, of a rival or of a backend of SDPA.
-    kind : one of WHOLE, PLANNED, EXACT, RIVAL and SDPA.
+    kind : one of WHOLE, PLANNED, EXACT, RIVAL, SDPA and LEAVES.
     budget : keys for each query, or what the rival's budget counts; None for the settings', or the rival's own.
     """
 
@@ -192,7 +196,7 @@ class Contestant(Result):
 
     @property
     def is_planned(self) -> bool:
-        return self.kind in (WHOLE, PLANNED)
+        return self.kind in (WHOLE, PLANNED, LEAVES)
 
 
 def contestants(settings: BenchSettings) -> list[Contestant]:
@@ -231,15 +235,18 @@ def planned(settings: CallSettings, heads: Heads, backend: str) -> Plan:
     return make_plan(heads.query, heads.key, backend=backend, **_decisions(settings), **_everyday(settings, heads))
 
 
-def prepare(contestant: Contestant, settings: CallSettings, heads: Heads) -> Callable[[], np.ndarray]:
-    """The call to be timed; what is not part of it (a plan that is given, a rival's features) is made here."""
+def prepare(contestant: Contestant, settings: CallSettings, heads: Heads, backend=None) -> Callable[[], np.ndarray]:
+    """The call to be timed; what is not part of it (a plan that is given, a rival's features) is made here.
+
+    `backend` is the one that runs, if the contestant's engine does not name it.
+    """
     q, k, v, _ = heads
     everyday = _everyday(settings, heads)
     if contestant.kind == RIVAL:
         rival = RIVALS[contestant.engine]
         budget = contestant.budget or (rival.usual(settings.dim) if rival.budgets else None)
         return rival.prepare(q, k, v, budget=budget, seed=settings.seed, **everyday)
-    everyday["backend"] = contestant.engine
+    everyday["backend"] = backend or contestant.engine
     if contestant.kind == EXACT:
         return lambda: exact_attention(q, k, v, **everyday)
     settings = with_budget(settings, contestant)

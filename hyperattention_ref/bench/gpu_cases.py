@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from hyperattention_ref import backends, inputs
-from hyperattention_ref.bench.cases import EXACT, GPU_BACKENDS, PLANNED, SDPA, WHOLE, CallSettings, Contestant
+from hyperattention_ref.bench.cases import EXACT, GPU_BACKENDS, LEAVES, PLANNED, SDPA, WHOLE, CallSettings, Contestant
 from hyperattention_ref.results import Result
 
 HALF, SINGLE = "bfloat16", "float32"
@@ -98,10 +98,11 @@ class GpuCase(CallSettings):
         return self.dtype, self.heads, self.dim, self.is_causal
 
     def contestants(self, sdpa: Iterable[str]) -> list[Contestant]:
-        """Who is timed: the calls of our backends, and the backends of SDPA, which are for 16 bits."""
+        """Who is timed: the calls of our backends; those of SDPA, which are for 16 bits, alone and for leaves."""
         kinds = (WHOLE, PLANNED, EXACT) if self.has_exact else (WHOLE, PLANNED)
         ours = [Contestant(name, kind) for name in self.backends for kind in kinds]
-        return ours + [Contestant(name, SDPA) for name in sdpa if self.has_exact and self.dtype == HALF]
+        theirs = (LEAVES, SDPA) if self.is_causal else (SDPA,)
+        return ours + [Contestant(name, x) for x in theirs for name in sdpa if self.has_exact and self.dtype == HALF]
 
 
 def obstacles(settings: GpuSettings) -> dict[str, str]:

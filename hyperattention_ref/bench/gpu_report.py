@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from hyperattention_ref.bench.cases import EXACT, SDPA, WHOLE
+from hyperattention_ref.bench.cases import EXACT, SDPA, THEIRS, WHOLE
 from hyperattention_ref.bench.ceilings import Ceilings
 from hyperattention_ref.bench.gpu_cases import HALF, GpuSettings
 from hyperattention_ref.bench.report import megabytes, seconds
@@ -76,13 +76,13 @@ class GpuReport(Result):
         """What of ours raised an error, the conformance suite, or a whole case."""
         suite = [f"conformance of {name} ({x['failure']})" for name, x in self.conformance.items() if x.get("failure")]
         cases = [f"{name} ({reason})" for name, reason in self.failures.items()]
-        return suite + cases + [words for kind, words in self._unable() if kind != SDPA]
+        return suite + cases + [words for kind, words in self._unable() if kind not in THEIRS]
 
     @property
     def absent(self) -> list[str]:
         """What did not run, with the reason, though nothing is wrong with it."""
         named = [f"{name}: {reason}" for name, reason in self.left_out.items()]
-        return named + [words for kind, words in self._unable() if kind == SDPA]
+        return named + [words for kind, words in self._unable() if kind in THEIRS]
 
     @property
     def summary(self) -> str:
@@ -294,7 +294,7 @@ def _time_cell(report: GpuReport, case: dict, name: str) -> str:
         guess = predicted(report, case, name)
         return "–" if guess is None else f"≈ {seconds(guess)}"
     if "failure" in x:
-        return "–" if x["kind"] == SDPA else "FAILED"
+        return "–" if x["kind"] in THEIRS else "FAILED"
     return seconds(x["wall"]["median"]) if right(x) else "WRONG"
 
 

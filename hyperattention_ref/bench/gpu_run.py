@@ -16,7 +16,8 @@ from textwrap import shorten
 from typing import Any, NamedTuple
 
 from hyperattention_ref import backends
-from hyperattention_ref.bench.cases import SDPA, Contestant, available_cores, logits, planned, prepare
+from hyperattention_ref.backends.cupy_backend import CupyBackend
+from hyperattention_ref.bench.cases import LEAVES, SDPA, THEIRS, Contestant, available_cores, logits, planned, prepare
 from hyperattention_ref.bench.ceilings import RUNS, Ceilings
 from hyperattention_ref.bench.check import DrawnRows, check_rows, exact_rows, planned_rows, relative_error_of_rows
 from hyperattention_ref.bench.gpu_cases import (
@@ -142,7 +143,7 @@ def jobs(gpu: Gpu, settings: GpuSettings, able: list[str]) -> dict[str, Job]:
 
 def is_clean(result: dict) -> bool:
     """Whether nothing of ours was wrong or broke, so that the result may stand when a run resumes."""
-    ours = [x for x in result.get("contestants", ()) if x["kind"] != SDPA]
+    ours = [x for x in result.get("contestants", ()) if x["kind"] not in THEIRS]
     return result.get("failure") is None and all("failure" not in x and x["check"]["is_right"] for x in ours)
 
 
@@ -219,6 +220,8 @@ class _Judge:
     def _prepare(self, contestant: Contestant) -> Callable[[], Any]:
         if contestant.kind == SDPA:
             return self.gpu.sdpa(contestant.engine, self.heads, self.case.is_causal)
+        if contestant.kind == LEAVES:
+            return prepare(contestant, self.case, self.heads, CupyBackend(exact=contestant.engine))
         return prepare(contestant, self.case, self.heads)
 
     def _verdict(self, contestant: Contestant, output) -> dict:
@@ -238,10 +241,11 @@ class _Judge:
         if not contestant.is_planned:
             assert self.exact is not None  # exact attention takes part only where its rows were computed
             return None, self.exact
-        if contestant.engine not in self._planned:
-            plan = planned(self.case, self.heads, contestant.engine)
-            self._planned[contestant.engine] = plan, planned_rows(self.host, plan, **self.options)
-        return self._planned[contestant.engine]
+        name = CupyBackend.name if contestant.kind == LEAVES else contestant.engine
+        if name not in self._planned:
+            plan = planned(self.case, self.heads, name)
+            self._planned[name] = plan, planned_rows(self.host, plan, **self.options)
+        return self._planned[name]
 
 
 def _times(gpu: Gpu, calls: dict[str, Callable], settings: GpuSettings) -> dict[str, dict]:
