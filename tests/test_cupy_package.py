@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -65,6 +66,5 @@ def test_this_cupy_has_all_names_that_the_backend_uses():
 
 
 def test_bfloat16_of_ml_dtypes_is_known_by_name():
-    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
     x = in_no_memory(strides=(8, 2), dtype=ml_dtypes.bfloat16)
     assert device_view("x", x, "cupy").dtype == "bfloat16"
