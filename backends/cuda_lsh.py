@@ -29,6 +29,7 @@ from hyperattention_ref.backends.cuda_device import (
 from hyperattention_ref.backends.cuda_memory import Largest
 from hyperattention_ref.backends.cuda_plan import CHUNK, DIGITS, DrawnTables, Sorting
 from hyperattention_ref.backends.device_array import DeviceArray
+from hyperattention_ref.bfloat16 import bfloat16_bits, from_bfloat16_bits
 from hyperattention_ref.definition_1 import scaled_rows
 from hyperattention_ref.draw import Draw
 
@@ -109,23 +110,15 @@ def three_parts(planes: np.ndarray, dtype: str, depth: int) -> np.ndarray:
     left[:, :n_planes, :d] = planes if dtype == "bfloat16" else np.ldexp(planes, 15)
     parts = []
     for _ in range(PARTS):
-        bits, rounded = _to_bfloat(left) if dtype == "bfloat16" else _to_half(left)
+        if dtype == "bfloat16":
+            bits = bfloat16_bits(left)
+            rounded = from_bfloat16_bits(bits)
+        else:
+            rounded = left.astype(np.float16)
+            bits = rounded.view(np.uint16)
         parts.append(bits.reshape(n_sets, -1, GROUP, depth))
         left = left - rounded
     return np.stack(parts, axis=2)
-
-
-def _to_bfloat(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bits of float32 numbers rounded to bfloat16, ties to even, and the rounded numbers."""
-    bits = x.view(np.uint32)
-    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    return rounded, (rounded.astype(np.uint32) << 16).view(np.float32)
-
-
-def _to_half(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bits of numbers rounded to float16, and the rounded numbers."""
-    halves = x.astype(np.float16)
-    return halves.view(np.uint16), halves.astype(np.float32)
 
 
 def hash_sides(

@@ -26,6 +26,7 @@ from hyperattention_ref.backends.device_array import (
     strided_bytes,
 )
 from hyperattention_ref.backends.exact_primitives import PRIMITIVES, ExactPrimitive
+from hyperattention_ref.bfloat16 import from_bfloat16_bits
 
 SOURCES = Path(__file__).parent / "cuda"
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that a kernel may have without asking
@@ -119,7 +120,7 @@ class CupyDevice:
     def download(self, x: DeviceArray) -> np.ndarray:
         bits = x.dtype == "bfloat16"
         found = _as_cupy(x, "uint16" if bits else x.dtype).get()
-        return (found.astype(np.uint32) << 16).view(np.float32) if bits else found
+        return from_bfloat16_bits(found) if bits else found
 
     def begin_download(self, x: DeviceArray):
         import cupy

@@ -23,6 +23,7 @@ from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
 from hyperattention_ref.backends.error_bound import error_bounds, head_terms
 from hyperattention_ref.backends.reference import softmax_average
 from hyperattention_ref.bench.cases import Heads
+from hyperattention_ref.bfloat16 import bfloat16_bits, from_bfloat16_bits
 from hyperattention_ref.measures.attention_rows import draw_rows
 from hyperattention_ref.plan import HeadPlan, Plan, Rectangle
 from hyperattention_ref.results import Result
@@ -121,8 +122,7 @@ def relative_error_of_rows(rows: np.ndarray, truth: DrawnRows) -> float:
 
 def bfloat(x) -> np.ndarray:
     """The nearest numbers of bfloat16, ties to even, as float32."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+    return from_bfloat16_bits(bfloat16_bits(x))
 
 
 def mean_of_values(heads: Heads, is_causal: bool) -> np.ndarray:
