@@ -5,15 +5,16 @@
 #   make cuda     compile the GPU kernels for five generations of devices, without one (about a GB)
 #   make docs     build the pages to docs/_build/
 #   make lint     ruff
-#   make types    mypy, on the package as a user installs it
+#   make types    mypy, on the source tree
+#   make wheel    build the wheel and install it into .venv-wheel
 #   make clean    remove everything these targets made
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
 PIP := -m pip --quiet --quiet --disable-pip-version-check
-SOURCES = $(wildcard backends/cuda/* hyperattention_ref/*.py hyperattention_ref/data/* backends/*.py proofs_checks/*.py hyperattention_ref/*/*.py)
+SOURCES = $(shell find backends hyperattention_ref proofs_checks -type f -not -name '*.pyc')
 
-.PHONY: verify test models cuda docs lint types clean
+.PHONY: verify test models cuda docs lint types wheel clean
 
 verify: .venv/report.installed
 	.venv/bin/hyperattention verify --out report
@@ -35,9 +36,13 @@ docs: .venv/docs.installed
 lint: .venv/lint.installed
 	.venv/bin/ruff check .
 
-# mypy does not follow an editable install: it looks at the installed wheel, away from the source folders.
-types: .venv-wheel/installed
-	cd build && ../.venv-wheel/bin/mypy --config-file ../pyproject.toml --package hyperattention_ref
+# mypy sees the source tree as it is installed, by links: backends/ is hyperattention_ref.backends.
+types: .venv/lint.installed .venv/test.installed
+	@rm -rf build/source && mkdir -p build/source/hyperattention_ref
+	@ln -s $(CURDIR)/hyperattention_ref/* $(CURDIR)/backends $(CURDIR)/proofs_checks build/source/hyperattention_ref
+	.venv/bin/mypy
+
+wheel: .venv-wheel/installed
 
 clean:
 	rm -rf .venv .venv-models .venv-cuda .venv-wheel build docs/_build report bench bench-gpu hyperattention_ref.egg-info
@@ -50,9 +55,9 @@ clean:
 
 .venv-wheel/installed: pyproject.toml $(SOURCES) .venv-wheel/pyvenv.cfg
 	@echo "building the wheel and installing it into .venv-wheel"
-	@rm -rf build
+	@rm -rf build/*.whl
 	@.venv-wheel/bin/python $(PIP) wheel --no-deps --wheel-dir build .
-	@.venv-wheel/bin/python $(PIP) install "$$(ls build/*.whl)[test,lint]"
+	@.venv-wheel/bin/python $(PIP) install "$$(ls build/*.whl)[test]"
 	@.venv-wheel/bin/python $(PIP) install --force-reinstall --no-deps build/*.whl
 	@touch $@
 

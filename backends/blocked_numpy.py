@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyperattention_ref.backends import each_head
-from hyperattention_ref.definition_1 import gray_rank, scaled_rows
-from hyperattention_ref.measures.attention_sums import AttentionSums
-from hyperattention_ref.merge import merge_attention
+from hyperattention_ref.foundation.backend import AttentionSums, each_head
+from hyperattention_ref.foundation.memory import working_dtype
+from hyperattention_ref.paper.definition_1 import gray_rank, scaled_rows
+from hyperattention_ref.plan.merge import merge_attention
 
 TILE_QUERIES, TILE_KEYS = 512, 1024  # a tile of logits is at most 4 MB in float64
 PANEL_BYTES = 2**24  # a panel holds a few rows of logits by all keys; with its copies it stays in the last-level cache
@@ -26,7 +26,7 @@ class BlockedNumpy:
         return None
 
     def hash_codes(self, x, planes):
-        work = _working_type(x)
+        work = working_dtype(x)
         planes = scaled_rows(planes).astype(work)
         codes = np.empty(x.shape[:-1], dtype=np.int64)
         for index, _, rows in each_head(None, x):
@@ -46,8 +46,7 @@ class BlockedNumpy:
             for a, c in head_plan.leaves:
                 out[a:c], lse[a:c] = exact_head(q[a:c], k[a:c], v[a:c], scale, is_causal=True)
             for rectangle in head_plan.rectangles:
-                rows = slice(rectangle.query_start, rectangle.query_start + rectangle.n_q)
-                keys = slice(rectangle.key_start, rectangle.key_start + rectangle.n_k)
+                rows, keys = rectangle.rows_and_keys
                 part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, scale)
                 out[rows], lse[rows] = merge_attention((out[rows], lse[rows]), part)
             return out, lse
@@ -55,7 +54,7 @@ class BlockedNumpy:
         return _over_heads(one_head, plan, q, k, v)
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
-        work = _working_type(q)
+        work = working_dtype(q)
         q, k = q.astype(work, copy=False) * work.type(scale), k.astype(work, copy=False)
         n_q, n_k = len(q), len(k)
         rows = {name: np.empty(n_q, work) for name in ("log_total", "log_unmasked", "entropy")}
@@ -89,7 +88,7 @@ class BlockedNumpy:
         return AttentionSums(**rows, **columns, logit_min=float(logit_min), logit_max=float(logit_max))
 
     def transposed_attention(self, q, k, y, lse, *, scale, is_causal):
-        work = _working_type(q)
+        work = working_dtype(q)
         q, k, y = q.astype(work, copy=False) * work.type(scale), k.astype(work, copy=False), y.astype(work, copy=False)
         out = np.zeros((len(k), y.shape[1]), work)
         for rows in _tiles(len(q), TILE_QUERIES):
@@ -103,7 +102,7 @@ class BlockedNumpy:
         return out
 
     def capped_sums(self, q, k, mask, samples, log_caps, *, scale):
-        work = _working_type(q)
+        work = working_dtype(q)
         q, k, log_caps = (x.astype(work, copy=False) for x in (q, k, log_caps))
         softmax = RunningSoftmax(q, k, np.empty((len(k), 0), work), scale)
         n_capped = np.zeros(len(q), np.int64)
@@ -240,15 +239,11 @@ def _log_sums(weights, counted, q, k, top):
 
 def _over_heads(one_head, plan, q, k, v):
     """Run one head after another in the working dtype; round the output to the dtype of the inputs."""
-    work = _working_type(q)
+    work = working_dtype(q)
     out, lse = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype), np.empty(q.shape[:-1], work)
     for index, head_plan, *head in each_head(plan, q, k, v):
         out[index], lse[index] = one_head(*(x.astype(work, copy=False) for x in head), head_plan)
     return out, lse
-
-
-def _working_type(x):
-    return np.promote_types(x.dtype, np.float32)
 
 
 def _tiles(n, size):

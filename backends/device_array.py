@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperattention_ref.memory import device_kind, library_of
+from hyperattention_ref.foundation.memory import device_kind, library_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyperattention_ref.backends import each_head
-from hyperattention_ref.block_mask import dense_mask
-from hyperattention_ref.definition_1 import hamming_sorted_lsh
-from hyperattention_ref.measures.attention_sums import AttentionSums
-from hyperattention_ref.merge import NEUTRAL, merge_attention
+from hyperattention_ref.foundation.backend import AttentionSums, each_head
+from hyperattention_ref.paper.definition_1 import hamming_sorted_lsh
+from hyperattention_ref.plan.block_mask import dense_mask
+from hyperattention_ref.plan.merge import NEUTRAL, merge_attention
 
 
 class Reference:
@@ -75,8 +74,7 @@ class Reference:
             rows = slice(a, c)
             out[rows], lse[rows] = self.exact_attention(q[rows], k[rows], v[rows], scale=scale, is_causal=True)
         for rectangle in head_plan.rectangles:  # rule 9: merged in the order of the plan
-            rows = slice(rectangle.query_start, rectangle.query_start + rectangle.n_q)
-            keys = slice(rectangle.key_start, rectangle.key_start + rectangle.n_k)
+            rows, keys = rectangle.rows_and_keys
             part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, scale)
             out[rows], lse[rows] = merge_attention((out[rows], lse[rows]), part)
         return out, lse

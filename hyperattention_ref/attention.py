@@ -8,10 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from hyperattention_ref import backends, inputs
-from hyperattention_ref.memory import memory_of, working_dtype
-from hyperattention_ref.plan import Plan
-from hyperattention_ref.recipe import Planner
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.memory import memory_of, working_dtype
+from hyperattention_ref.foundation.registry import select
+from hyperattention_ref.plan.plan import Plan
+from hyperattention_ref.plan.planner import Planner
 
 
 def exact_attention(
@@ -36,7 +37,7 @@ def exact_attention(
     -------
     out : (..., n_q, d_v), of the dtype of the inputs (float64 from the reference backend). Cost O(n_q n_k (d + d_v)).
     """
-    chosen = backends.select(backend, q)
+    chosen = select(backend, q)
     lead = tuple(np.shape(q)[:-2])
     memory = memory_of(chosen)
     q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
@@ -101,7 +102,7 @@ def hyper_attention(
     Differs from Algorithm 3: one uniform sample serves the denominator and the product, there is no cap, no floor,
     and the row norms of V are not used; see `literal_hyper_attention`.
     """
-    chosen = backends.select(backend, q)
+    chosen = select(backend, q)
     lead = tuple(np.shape(q)[:-2])
     decisions = {
         "recipe": recipe,

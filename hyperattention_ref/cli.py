@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-NEEDED = ("typer", "rich", "matplotlib", "jinja2", "joblib", "threadpoolctl")
+NEEDED = ("typer", "rich", "matplotlib", "jinja2", "joblib", "threadpoolctl", "pydantic")
 FULL, QUICK = (1024, 20), (256, 5)
 """n and trials where they are not given."""
 BAD_INPUT = (ValueError, TypeError, OSError, ImportError, MemoryError)
@@ -131,8 +131,8 @@ def add_surveys(cli) -> None:
     """The commands that are about real attention maps."""
     import typer
 
-    from hyperattention_ref.recipe import RECIPES
-    from hyperattention_ref.reports.head_measures import SurveySettings
+    from hyperattention_ref.plan.recipe import RECIPES
+    from hyperattention_ref.surveys.head import SurveySettings
 
     usual = SurveySettings()
     some_layers = typer.Option(help="Layers, as in 0,1; default all.")
@@ -174,7 +174,7 @@ def add_surveys(cli) -> None:
 
         from rich.console import Console
 
-        from hyperattention_ref.reports.measure_console import run
+        from hyperattention_ref.surveys.console import run
 
         if demo == (path is not None):
             _refuse("give either a file of maps or --demo")
@@ -333,8 +333,8 @@ def add_bench(cli) -> None:
 
 def bench_gpu(given: dict, console) -> bool:
     """`bench --gpu` with the options that were given; whether every answer was right."""
-    from hyperattention_ref.bench.gpu_cases import GpuSettings
-    from hyperattention_ref.bench.gpu_console import run as run_gpu
+    from hyperattention_ref.bench.gpu.cases import GpuSettings
+    from hyperattention_ref.bench.gpu.console import run as run_gpu
 
     command = shlex.join(["hyperattention", *sys.argv[1:]])
     try:
@@ -378,9 +378,9 @@ def run(settings, out: Path) -> bool:
     """Check, show, write; return whether every outcome is as expected."""
     from rich.console import Console
 
-    from hyperattention_ref.reports.verify_console import heads_tables, verdict_tables
-    from hyperattention_ref.reports.verify_page import write_report
-    from hyperattention_ref.reports.verify_report import Report, environment
+    from hyperattention_ref.verify.console import heads_tables, verdict_tables
+    from hyperattention_ref.verify.page import write_report
+    from hyperattention_ref.verify.report import Report, environment
 
     # A pipe or a log file has no width; the table needs one at which its columns are not folded.
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
@@ -401,7 +401,7 @@ def measure(settings, console):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from hyperattention_ref import proofs_checks
-    from hyperattention_ref.reports.real_heads import measure_sample_heads
+    from hyperattention_ref.verify.sample_head_measures import measure_sample_heads
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     verdicts: list[proofs_checks.Verdict] = []

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hyperattention_ref import inputs
-from hyperattention_ref.block_mask import BlockMask, dense_mask
-from hyperattention_ref.results import Result
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.plan.block_mask import BlockMask, dense_mask
 
 # What depends on P alone, and therefore survives a rescaling of rows.
 _OF_P = ("alpha", "alpha_max", "op_norm", "stable_rank", "mask_mass_min", "sink_key", "sink_mass", "needle_mass")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+from .statement import Settings, Verdict
 
 STATEMENTS = (
     "definition_1",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 import hyperattention_ref as hr
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+
+from .statement import Settings, Verdict
 
 
 def check(settings: Settings):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.special import logsumexp
 
 import hyperattention_ref as hr
-from hyperattention_ref.proofs_checks import lemma_2
-from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict, trials_to_hold
+
+from . import lemma_2
+from .dense import ROUNDING, Dense
+from .statement import Settings, Verdict, trials_to_hold
 
 FAMILIES = ("gaussian", "cones")
 LEAF, M = 16, 64
@@ -61,7 +64,7 @@ def causal_product(settings: Settings, dense: Dense, family: str) -> Verdict:
     """Lemma 2 for X = D̃^{-1}(M^C ∘ A), D̃ from Algorithm 4."""
     rng = settings.rng("algorithm 4, product", family)
     v = dense.value[:, :2]
-    run = {"kappa": 20.0, "epsilon": settings.epsilon, "scale": dense.scale, "min_seq_len": LEAF}
+    run: dict[str, Any] = {"kappa": 20.0, "epsilon": settings.epsilon, "scale": dense.scale, "min_seq_len": LEAF}
     first = hr.causal_approx_d(dense.query, dense.key, m=M, rng=rng, **run)
     x = np.exp(dense.log_a - first.log_d[:, None])
     m = lemma_2.samples_asked(x, v, settings.epsilon, delta := 0.1)

@@ -8,8 +8,9 @@ import numpy as np
 
 import hyperattention_ref as hr
 from hyperattention_ref import synthetic
-from hyperattention_ref.proofs_checks.dense import Dense
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+
+from .dense import Dense
+from .statement import Settings, Verdict
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 BLOCK, SAMPLES, D = 64, 64, 32

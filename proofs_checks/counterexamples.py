@@ -9,9 +9,10 @@ import numpy as np
 
 import hyperattention_ref as hr
 from hyperattention_ref import synthetic
-from hyperattention_ref.proofs_checks import definition_1, lemma_1, lemma_2
-from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
-from hyperattention_ref.proofs_checks.statement import FAILS, HOLDS, Settings, Verdict
+
+from . import definition_1, lemma_1, lemma_2
+from .dense import ROUNDING, Dense
+from .statement import FAILS, HOLDS, Settings, Verdict
 
 N, M = 384, 64
 NO_FLOOR = 1e300

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 import hyperattention_ref as hr
-from hyperattention_ref.proofs_checks.statement import HOLDS, Settings, Verdict, clopper_pearson
+
+from .statement import HOLDS, Settings, Verdict, clopper_pearson
 
 ANGLES = (math.pi / 8, math.pi / 3, 0.6 * math.pi)
 CASES = [(r, angle) for r in (1, 3, 7) for angle in ANGLES]

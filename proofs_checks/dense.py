@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 import hyperattention_ref as hr
-from hyperattention_ref.block_mask import dense_mask
+from hyperattention_ref.plan.block_mask import dense_mask
 
 ROUNDING = 1e-9
 """Relative slack granted to float64 in deterministic inequalities, where both sides may be equal. Sums of 4096 terms,

@@ -8,8 +8,9 @@ import numpy as np
 
 import hyperattention_ref as hr
 from hyperattention_ref import synthetic
-from hyperattention_ref.proofs_checks.dense import ROUNDING
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+
+from .dense import ROUNDING
+from .statement import Settings, Verdict
 
 FAMILIES = ("gaussian", "sink", "cones")
 SHIFT = 3.0

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
-from hyperattention_ref.proofs_checks.statement import HOLDS, Settings, Verdict, trials_to_hold
+from .dense import ROUNDING, Dense
+from .statement import HOLDS, Settings, Verdict, trials_to_hold
 
 BENIGN = ("gaussian", "sphere", "cones", "flat")
 """Families on which (6) is known from measurement to hold at m = 256; elsewhere nothing is promised at that m."""

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from hyperattention_ref.proofs_checks.dense import Dense
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict, trials_to_hold
+from .dense import Dense
+from .statement import Settings, Verdict, trials_to_hold
 
 FAMILIES = ("gaussian", "sink", "needle")
 GAMMA = 1 / 2048

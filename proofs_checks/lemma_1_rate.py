@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from hyperattention_ref import synthetic
-from hyperattention_ref.proofs_checks import lemma_1, lemma_1_usable
-from hyperattention_ref.proofs_checks.dense import Dense
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+
+from . import lemma_1, lemma_1_usable
+from .dense import Dense
+from .statement import Settings, Verdict
 
 SAMPLES = (64, 128, 256, 512, 1024, 2048, 4096)
 FITS = {"cap constant 1": (1.0, 256, 4096), "no cap": (math.inf, 64, 1024)}

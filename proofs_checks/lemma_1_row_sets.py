@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 import hyperattention_ref as hr
-from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+
+from .dense import ROUNDING, Dense
+from .statement import Settings, Verdict
 
 FAMILIES = ("gaussian", "sink", "permutation", "needle")
 

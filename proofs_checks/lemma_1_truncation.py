@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+from .dense import ROUNDING, Dense
+from .statement import Settings, Verdict
 
 FAMILIES = ("gaussian", "sink", "permutation", "needle")
 M = 256

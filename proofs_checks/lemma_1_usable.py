@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict, trials_to_hold
+from .dense import ROUNDING, Dense
+from .statement import Settings, Verdict, trials_to_hold
 
 FAMILIES = ("sphere", "gaussian", "planted_clusters")
 DELTA = 0.01

@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 import hyperattention_ref as hr
-from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
-from hyperattention_ref.proofs_checks.statement import HOLDS, Settings, Verdict, trials_to_hold
+
+from .dense import ROUNDING, Dense
+from .statement import HOLDS, Settings, Verdict, trials_to_hold
 
 FAMILIES = ("gaussian", "sink", "cones")
 CASES = ((0.01, 64), (0.1, 1024))

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 import hyperattention_ref as hr
-from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
-from hyperattention_ref.proofs_checks.lemma_2 import uneven_values
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict, clopper_pearson
+
+from .dense import ROUNDING, Dense
+from .lemma_2 import uneven_values
+from .statement import Settings, Verdict, clopper_pearson
 
 N = 128
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 import hyperattention_ref as hr
-from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
-from hyperattention_ref.proofs_checks.statement import HOLDS, Settings, Verdict
+
+from .dense import ROUNDING, Dense
+from .statement import HOLDS, Settings, Verdict
 
 FAMILIES = ("gaussian", "planted_clusters", "sink")
 BUDGET = 256

@@ -6,8 +6,9 @@ import math
 
 import hyperattention_ref as hr
 from hyperattention_ref import synthetic
-from hyperattention_ref.proofs_checks.dense import ROUNDING
-from hyperattention_ref.proofs_checks.statement import Settings, Verdict
+
+from .dense import ROUNDING
+from .statement import Settings, Verdict
 
 
 def check(settings: Settings):

@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from hyperattention_ref import synthetic
-from hyperattention_ref.proofs_checks.dense import Dense
-from hyperattention_ref.proofs_checks.statement import FAILS, HOLDS, Settings, Verdict
+
+from .dense import Dense
+from .statement import FAILS, HOLDS, Settings, Verdict
 
 M = 256
 SPREAD = 5.0

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hyperattention_ref import synthetic
-from hyperattention_ref.results import Result
+from hyperattention_ref.foundation.results import Result
 
 LEVEL = 1e-6
 """Each Clopper-Pearson limit misses the true probability with at most this probability."""

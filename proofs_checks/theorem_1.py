@@ -6,9 +6,10 @@ import math
 from dataclasses import replace
 
 import hyperattention_ref as hr
-from hyperattention_ref.proofs_checks import lemma_1, lemma_2
-from hyperattention_ref.proofs_checks.dense import ROUNDING, Dense
-from hyperattention_ref.proofs_checks.statement import HOLDS, Settings, Verdict, trials_to_hold
+
+from . import lemma_1, lemma_2
+from .dense import ROUNDING, Dense
+from .statement import HOLDS, Settings, Verdict, trials_to_hold
 
 BENIGN = ("gaussian", "sphere", "cones")
 CLAIM = 0.02

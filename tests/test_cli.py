@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import hyperattention_ref as hr
 from hyperattention_ref import cli, proofs_checks
 from hyperattention_ref.proofs_checks import Verdict
-from hyperattention_ref.reports import real_heads
+from hyperattention_ref.verify import sample_head_measures
 
 
 def invoke(*arguments, **environment):
@@ -20,8 +20,8 @@ def invoke(*arguments, **environment):
 @pytest.fixture(scope="module")
 def heads():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(real_heads, "RUNS", 1)
-        return real_heads.measure_sample_heads()
+        patch.setattr(sample_head_measures, "RUNS", 1)
+        return sample_head_measures.measure_sample_heads()
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def few_checks(monkeypatch, heads):
     planted.check = lambda settings: iter(())
     monkeypatch.setitem(sys.modules, "hyperattention_ref.proofs_checks.planted", planted)
     monkeypatch.setattr(proofs_checks, "STATEMENTS", ("algorithm_1", "planted", "merge_monoid"))
-    monkeypatch.setattr(real_heads, "measure_sample_heads", lambda *, epsilon, seed: heads)
+    monkeypatch.setattr(sample_head_measures, "measure_sample_heads", lambda *, epsilon, seed: heads)
 
     def plant(left, expected):
         words = dict.fromkeys(("name", "paper", "statement", "hypothesis", "family"), "planted")
@@ -56,7 +56,7 @@ def test_version():
 
 def test_backends_lists_every_backend_and_the_reason_of_each_absentee(monkeypatch):
     status = {"numpy": None, "gpu": "needs [cupy], which is not installed"}
-    monkeypatch.setattr(hr.backends, "backend_status", lambda: status)
+    monkeypatch.setattr(hr, "backend_status", lambda: status)
     result = invoke("backends")
     assert result.exit_code == 0
     assert result.output.splitlines() == [

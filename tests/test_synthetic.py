@@ -12,7 +12,7 @@ from scipy import sparse, stats
 from scipy.special import logsumexp
 
 from hyperattention_ref import synthetic
-from hyperattention_ref.block_mask import BlockMask, dense_mask
+from hyperattention_ref.plan.block_mask import BlockMask, dense_mask
 from hyperattention_ref.synthetic import FAMILIES, scale_rows
 
 FAMILIES_FROM_TWO = {"sink", "row_scales", "needle"}

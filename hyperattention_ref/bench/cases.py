@@ -10,13 +10,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from hyperattention_ref import backends, inputs, synthetic
+from hyperattention_ref import synthetic
 from hyperattention_ref.attention import exact_attention, hyper_attention
 from hyperattention_ref.bench.rivals import RIVALS, missing, unsuited
-from hyperattention_ref.plan import Plan
-from hyperattention_ref.recipe import make_plan
-from hyperattention_ref.results import Result
-from hyperattention_ref.sample_data import load_sample_heads
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.registry import get_backend
+from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.maps.sample_heads import load_sample_heads
+from hyperattention_ref.plan.plan import Plan
+from hyperattention_ref.plan.planner import make_plan
 
 SAMPLE_HEADS = "sample_heads"
 FAMILIES = ("gaussian", "planted_clusters", SAMPLE_HEADS, "sphere", "cones", "sink", "flat", "low_rank")
@@ -112,7 +114,7 @@ class BenchSettings(CallSettings):
         for name in self.backends:
             if name in GPU_BACKENDS:
                 raise ValueError(f"backend {name!r} takes device arrays; time it with: hyperattention bench --gpu")
-            backends.get_backend(name)
+            get_backend(name)
         if lacking := missing(self.against):
             raise ValueError(lacking)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from hyperattention_ref.bench.cases import BenchSettings
 from hyperattention_ref.bench.timing import take_turns
-from hyperattention_ref.results import Result
+from hyperattention_ref.foundation.results import Result
 
 SIDE = 2048
 """Of the square matrices that are multiplied."""

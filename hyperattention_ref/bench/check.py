@@ -20,13 +20,14 @@ from typing import NamedTuple
 import numpy as np
 
 from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
-from hyperattention_ref.backends.error_bound import error_bounds, head_terms
+from hyperattention_ref.backends.conformance.error_bound import error_bounds, head_terms
 from hyperattention_ref.backends.reference import softmax_average
 from hyperattention_ref.bench.cases import Heads
-from hyperattention_ref.bfloat16 import bfloat16_bits, from_bfloat16_bits
+from hyperattention_ref.foundation.bfloat16 import bfloat16_bits, from_bfloat16_bits
+from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.measures.attention_rows import draw_rows
-from hyperattention_ref.plan import HeadPlan, Plan, Rectangle
-from hyperattention_ref.results import Result
+from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
+from hyperattention_ref.plan.plan import Plan
 
 ROWS = 64
 """Rows that are drawn for each head."""

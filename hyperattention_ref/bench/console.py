@@ -14,7 +14,7 @@ from hyperattention_ref.bench.ceilings import Ceilings
 from hyperattention_ref.bench.page import write_report
 from hyperattention_ref.bench.report import BenchReport, megabytes, right, seconds, wording
 from hyperattention_ref.bench.run import benchmark
-from hyperattention_ref.reports.wording import number
+from hyperattention_ref.pages.wording import number
 
 
 def run(out: Path, settings: BenchSettings, console: Console) -> bool:

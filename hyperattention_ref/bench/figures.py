@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from hyperattention_ref.bench.cases import EXACT, PLANNED, RIVAL, WHOLE, BenchSettings
 from hyperattention_ref.bench.report import BenchReport, find, right, wording
 from hyperattention_ref.bench.rivals import RIVALS
-from hyperattention_ref.reports.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, STYLE, Plot
-from hyperattention_ref.reports.wording import number
+from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, STYLE, Plot
+from hyperattention_ref.pages.wording import number
 
 BACKEND_COLOURS = (BLUE, SKY, BLACK, GREY)
 RIVAL_COLOURS = dict(zip(RIVALS, (RED, ORANGE, GREEN, PINK), strict=True))

@@ -10,7 +10,7 @@ from hyperattention_ref.bench.report import BenchReport, right, seconds, setting
 from hyperattention_ref.bench.rivals import RIVALS
 from hyperattention_ref.bench.stages import STAGES
 from hyperattention_ref.bench.sums import PASSES
-from hyperattention_ref.reports.files import render, write_plots, write_whole
+from hyperattention_ref.pages.files import render, write_plots, write_whole
 
 
 def write_report(report: BenchReport, folder: Path) -> None:
@@ -25,5 +25,7 @@ def write_report(report: BenchReport, folder: Path) -> None:
     write_whole(folder / "bench.json", text.encode())
     plots = write_plots(draw_figures(report), folder)
     names = {"right": right, "seconds": seconds, "setting_words": setting_words, "wording": wording}
-    page = render("bench.html.j2", report=report, plots=plots, rivals=RIVALS, stages=STAGES, passes=PASSES, **names)
+    page = render(
+        "bench/page.html.j2", report=report, plots=plots, rivals=RIVALS, stages=STAGES, passes=PASSES, **names
+    )
     write_whole(folder / "report.html", page.encode())

@@ -8,8 +8,8 @@ from typing import Any
 
 from hyperattention_ref.bench.cases import EXACT, PLANNED, RIVAL, WHOLE, BenchSettings, left_out
 from hyperattention_ref.bench.ceilings import Ceilings
-from hyperattention_ref.reports.wording import number
-from hyperattention_ref.results import Result
+from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.pages.wording import number
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -31,12 +31,12 @@ from hyperattention_ref.bench.cases import (
 )
 from hyperattention_ref.bench.ceilings import measure_ceilings
 from hyperattention_ref.bench.check import check, exact_rows, mean_of_values, planned_rows, relative_error
-from hyperattention_ref.bench.memory import peak_memory
+from hyperattention_ref.bench.peak_memory import peak_memory
 from hyperattention_ref.bench.stages import measure_stages
 from hyperattention_ref.bench.sums import measure_sums
 from hyperattention_ref.bench.timing import limited_threads, median, quartiles, take_turns, timed
-from hyperattention_ref.reports.files import write_whole
-from hyperattention_ref.results import Result, plain
+from hyperattention_ref.foundation.results import Result, plain
+from hyperattention_ref.pages.files import write_whole
 
 PACKAGES = (
     "hyperattention-ref", "numpy", "numba", "torch", "performer-pytorch", "nystrom-attention", "local-attention",

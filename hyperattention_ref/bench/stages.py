@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from hyperattention_ref import backends, inputs
 from hyperattention_ref.bench.cases import WHOLE, BenchSettings, Contestant, Heads, planned, prepare
 from hyperattention_ref.bench.timing import take_turns
-from hyperattention_ref.block_mask import BlockMask
-from hyperattention_ref.plan import Plan, Rectangle
-from hyperattention_ref.recipe import Recipe
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.registry import get_backend
+from hyperattention_ref.plan.block_mask import BlockMask
+from hyperattention_ref.plan.head_plan import Rectangle
+from hyperattention_ref.plan.plan import Plan
+from hyperattention_ref.plan.recipe import Recipe
 
 STAGES = {
     "checks": "shapes, types, finite entries, the range of the logits",
@@ -51,7 +53,7 @@ def measure_stages(settings: BenchSettings, heads: Heads, backend: str) -> dict[
 
 
 def _calls(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, Callable[[], Any]]:
-    chosen, plan = backends.get_backend(backend), planned(settings, heads, backend)
+    chosen, plan = get_backend(backend), planned(settings, heads, backend)
     q, k, v, scale = heads
 
     def checks():

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from hyperattention_ref import backends
 from hyperattention_ref.bench.cases import BenchSettings, Heads, planned
 from hyperattention_ref.bench.timing import median, take_turns
+from hyperattention_ref.foundation.registry import get_backend
 
 PASSES = {
     "exact attention": "`exact_attention` of one head, the unit",
@@ -21,7 +21,7 @@ PASSES = {
 
 def measure_sums(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, float]:
     """Median seconds of each of PASSES; causal plans are no mask of these sums and are left out."""
-    chosen = backends.get_backend(backend)
+    chosen = get_backend(backend)
     q, k, v = (x[0] for x in heads.arrays)
     everyday: dict[str, Any] = {"scale": heads.scale, "is_causal": settings.is_causal}
     x = np.random.default_rng(settings.seed).standard_normal((len(k), 1)).astype(k.dtype)

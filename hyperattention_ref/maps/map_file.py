@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hyperattention_ref import inputs
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.memory import HOST
+from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.maps.array_files import layout
-from hyperattention_ref.memory import HOST
-from hyperattention_ref.results import Result
 
 FORMAT = 1
 PARTS = ("query", "key", "value")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperattention_ref import inputs
+from hyperattention_ref.foundation import inputs
 from hyperattention_ref.maps.map_file import LayerMaps, MapWriter
 
 NAME = "hyperattention_capture"

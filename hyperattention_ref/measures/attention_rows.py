@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hyperattention_ref import inputs
-from hyperattention_ref.block_mask import BlockMask, dense_mask
-from hyperattention_ref.plan import HeadPlan, Plan, Rectangle
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.plan.block_mask import BlockMask, dense_mask
+from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
+from hyperattention_ref.plan.plan import Plan
 
 PANEL = 32
 """Rows in a panel: 16 MB of float32 logits at 131072 keys."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hyperattention_ref import inputs
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.results import PerHead, Result
 from hyperattention_ref.measures.attention_rows import attention_rows, draw_rows, number_of_rows
 from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lower, mean_upper
 from hyperattention_ref.measures.norms import operator_norm
 from hyperattention_ref.measures.per_head import per_head
 from hyperattention_ref.measures.row_estimates import op_norm_lower
-from hyperattention_ref.results import Result
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,16 +32,16 @@ class ErrorBounds(Result):
     relative_limit : the same for `relative_frobenius`.
     """
 
-    frobenius: float | np.ndarray
-    op_norm: float | np.ndarray
-    ratio: float | np.ndarray
-    relative_frobenius: float | np.ndarray
-    frobenius_estimate: float | np.ndarray
-    op_norm_estimate: float | np.ndarray
-    ratio_estimate: float | np.ndarray
-    relative_frobenius_estimate: float | np.ndarray
-    limit: float | np.ndarray
-    relative_limit: float | np.ndarray
+    frobenius: PerHead
+    op_norm: PerHead
+    ratio: PerHead
+    relative_frobenius: PerHead
+    frobenius_estimate: PerHead
+    op_norm_estimate: PerHead
+    ratio_estimate: PerHead
+    relative_frobenius_estimate: PerHead
+    limit: PerHead
+    relative_limit: PerHead
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,11 +55,11 @@ class Sizes(Result):
     attention_frobenius_low, attention_frobenius_estimate : a lower bound and an estimate of ||Att||_F.
     """
 
-    p_op_norm_low: float | np.ndarray
-    p_op_norm_estimate: float | np.ndarray
-    v_op_norm: float | np.ndarray
-    attention_frobenius_low: float | np.ndarray
-    attention_frobenius_estimate: float | np.ndarray
+    p_op_norm_low: PerHead
+    p_op_norm_estimate: PerHead
+    v_op_norm: PerHead
+    attention_frobenius_low: PerHead
+    attention_frobenius_estimate: PerHead
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hyperattention_ref import backends, inputs
-from hyperattention_ref.measures.attention_sums import ARRAYS
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.backend import ARRAYS
+from hyperattention_ref.foundation.memory import memory_of, working_dtype
+from hyperattention_ref.foundation.registry import select
+from hyperattention_ref.foundation.results import PerHead, Result
 from hyperattention_ref.measures.norms import GramNorm, gram_norm, operator_norm
 from hyperattention_ref.measures.per_head import per_head
-from hyperattention_ref.memory import memory_of, working_dtype
-from hyperattention_ref.plan import Plan, causal_tiling
-from hyperattention_ref.results import Result
-from hyperattention_ref.row_rescaling import PILOT_SIZE, pilot_log_row_sums
-from hyperattention_ref.row_sums import large_entries
+from hyperattention_ref.paper.row_rescaling import PILOT_SIZE, pilot_log_row_sums
+from hyperattention_ref.paper.row_sums import large_entries
+from hyperattention_ref.plan.plan import Plan
+from hyperattention_ref.plan.tiling import causal_tiling
 
 DENSE_ENTRIES = 2**24
 """Up to this many pairs the operator norm is taken of the dense P, which is cheaper than streaming it many times."""
@@ -46,18 +48,18 @@ class Hardness(Result):
     logit_min, logit_max : the range of scale * Q K^T, with causal attention over the pairs j <= i.
     """
 
-    alpha: float | np.ndarray
+    alpha: PerHead
     alpha_curve: np.ndarray
     heavy_columns: np.ndarray
-    log_kappa: float | np.ndarray
-    log_kappa_rescaled: float | np.ndarray
-    frobenius_norm: float | np.ndarray
-    op_norm: float | np.ndarray | None
-    op_norm_residual: float | np.ndarray | None
-    stable_rank: float | np.ndarray | None
+    log_kappa: PerHead
+    log_kappa_rescaled: PerHead
+    frobenius_norm: PerHead
+    op_norm: PerHead
+    op_norm_residual: PerHead
+    stable_rank: PerHead
     perplexity: np.ndarray
-    logit_min: float | np.ndarray
-    logit_max: float | np.ndarray
+    logit_min: PerHead
+    logit_max: PerHead
 
     @property
     def overflows(self) -> dict[str, bool | np.ndarray]:
@@ -102,7 +104,7 @@ def hardness(
     Cost: n_q n_k (d + some 10) operations per head, memory O((n_q + n_k) d). Results are host arrays. From a GPU come
     the sums over rows and columns, and for heads of up to 2^24 pairs q and k themselves, whose ||P||_op the host finds.
     """
-    chosen = backends.select(backend, q)
+    chosen = select(backend, q)
     q, k, _, largest = inputs.measured_heads(q, k, is_causal=is_causal, memory=memory_of(chosen))
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, largest=largest)
@@ -131,7 +133,7 @@ def causal_hardness(q, k, *, min_seq_len: int = 4096, **options) -> dict[tuple[i
     dict from (start, split, stop) to the Hardness of queries [split, stop) by keys [start, split); empty when n is at
     most min_seq_len.
     """
-    chosen = backends.select(options.pop("backend", None), q)
+    chosen = select(options.pop("backend", None), q)
     q, k, _ = inputs.heads(q, k, is_causal=True, memory=memory_of(chosen))
     options["backend"], options["rng"] = chosen, inputs.generator(options.get("rng"))
     _, rectangles = causal_tiling(q.shape[-2], min_seq_len)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperattention_ref import inputs
-from hyperattention_ref.results import Result
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.results import Result
 
 MOST_ROWS = 8192
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyperattention_ref import inputs
+from hyperattention_ref.foundation import inputs
 
 HALVINGS = 56  # the brackets below are at most a few times as wide as what they are relative to
 SMALLEST = 5e-324  # the least positive float64

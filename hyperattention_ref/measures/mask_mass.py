@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hyperattention_ref import inputs
+from hyperattention_ref.foundation import inputs
 from hyperattention_ref.measures.attention_rows import attention_rows, head_masks
 
 Marked = Callable[[np.ndarray], np.ndarray]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperattention_ref import inputs
-from hyperattention_ref.results import Result
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.results import Result
 
 SMALL = 128  # up to this many rows or columns the eigenvalues of the whole Gram matrix cost less than Lanczos
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from hyperattention_ref import inputs
 from hyperattention_ref.backends.reference import softmax_average
-from hyperattention_ref.draw import head_streams
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.plan.noise import head_streams
 
 
 def oracle_mask(q, k, keys_per_query: int, *, scale=None, is_causal: bool = False, enable_gqa: bool = False):

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from hyperattention_ref.results import Result
+from hyperattention_ref.foundation.results import Result
 
 Measured = TypeVar("Measured", bound=Result)
 

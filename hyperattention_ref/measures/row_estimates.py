@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hyperattention_ref import inputs
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.results import PerHead, Result
 from hyperattention_ref.measures.attention_rows import RowPanel, attention_rows, draw_rows, head_masks, number_of_rows
 from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lower, mean_upper
 from hyperattention_ref.measures.per_head import per_head
-from hyperattention_ref.results import Result
 
 OUTSIDE = 0.01
 """The fraction of rows with R_i > 0 that the interval of log R may leave out, if the rows drawn suffice for it."""
@@ -48,23 +48,23 @@ class HardnessEstimate(Result):
     alpha: np.ndarray
     alpha_low: np.ndarray
     alpha_high: np.ndarray
-    mean_square: float | np.ndarray
-    mean_square_low: float | np.ndarray
-    mean_square_high: float | np.ndarray
-    mask_mass: float | np.ndarray
-    mask_mass_low: float | np.ndarray
-    mask_mass_high: float | np.ndarray
-    perplexity: float | np.ndarray
-    perplexity_low: float | np.ndarray
-    perplexity_high: float | np.ndarray
-    op_norm_low: float | np.ndarray
-    log_r_low: float | np.ndarray
-    log_r_high: float | np.ndarray
-    log_r_outside: float | np.ndarray
-    log_kappa_quantile: float | np.ndarray
-    log_kappa_low: float | np.ndarray
-    logit_min: float | np.ndarray
-    logit_max: float | np.ndarray
+    mean_square: PerHead
+    mean_square_low: PerHead
+    mean_square_high: PerHead
+    mask_mass: PerHead
+    mask_mass_low: PerHead
+    mask_mass_high: PerHead
+    perplexity: PerHead
+    perplexity_low: PerHead
+    perplexity_high: PerHead
+    op_norm_low: PerHead
+    log_r_low: PerHead
+    log_r_high: PerHead
+    log_r_outside: PerHead
+    log_kappa_quantile: PerHead
+    log_kappa_low: PerHead
+    logit_min: PerHead
+    logit_max: PerHead
     left_out: tuple[int, ...] = ()
     rows: int = 0
     confidence: float = 0.0

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperattention_ref import inputs
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.results import PerHead, Result
 from hyperattention_ref.measures.hardness_parameters import attention_probabilities
 from hyperattention_ref.measures.norms import frobenius_norm, operator_norm
 from hyperattention_ref.measures.per_head import per_head
-from hyperattention_ref.results import Result
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,12 +30,12 @@ class SpectralError(Result):
         is the mean of V_0 .. V_i. This is what flat attention (equal logits) returns.
     """
 
-    ratio: float | np.ndarray
-    relative_frobenius: float | np.ndarray
-    ratio_zero: float | np.ndarray
-    relative_frobenius_zero: float | np.ndarray
-    ratio_mean: float | np.ndarray
-    relative_frobenius_mean: float | np.ndarray
+    ratio: PerHead
+    relative_frobenius: PerHead
+    ratio_zero: PerHead
+    relative_frobenius_zero: PerHead
+    ratio_mean: PerHead
+    relative_frobenius_mean: PerHead
 
 
 def spectral_error(q, k, v, estimate, *, scale=None, is_causal: bool = False) -> SpectralError:

@@ -1,0 +1,197 @@
+"""The device of the backend `numba-cuda`: which arrays it takes, and a queue of work for them.
+
+All work of a call goes to one stream, the one in which the caller's library works, and no call waits for the device
+unless it must return a number. Memory dies with its Python object, perhaps before a kernel that uses it has run. Why
+that harms nothing:
+
+- Scratch memory is of the caller's library, as the results are. PyTorch and CuPy give memory that was freed in a stream
+  to later work in the same stream only, which starts when our kernels have ended. Numba's own memory is freed by
+  cuMemFree, which waits for the device.
+- The driver may read a host array after the call that copies it has returned. The queue keeps such arrays until an
+  event, recorded behind the last kernel, has passed.
+- Libraries that do not say in which stream they work, and several libraries in one call, are waited for before the
+  first kernel and after the last one: by then their arrays may be changed, or freed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hyperattention_ref.foundation.memory import library_of
+
+from ..device_array import (
+    LIBRARIES,
+    DeviceArray,
+    current_stream,
+    device_view,
+    new_array,
+    require_dtype,
+    require_one,
+)
+
+NAME = "numba-cuda"
+REMEDY = "pip install 'hyperattention-ref[cuda]'"
+FLOATS = ("float16", "float32", "float64")
+LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the default stream of CuPy and PyTorch, whatever Numba's own is set to
+
+
+class NumbaDevice:
+    """Numba's current device."""
+
+    def __init__(self):
+        self._in_flight: deque = deque()  # events, each with the host arrays that are read until it has passed
+
+    @property
+    def kernels(self):
+        """The module of the kernels; Numba is imported with it."""
+        from . import kernels
+
+        return kernels
+
+    def unavailable(self) -> str | None:
+        """Why no kernel can run here, with the remedy, or None."""
+        try:
+            from numba import config, cuda
+        except ImportError as error:
+            return f"numba.cuda cannot be imported ({error}); install it with: {REMEDY}"
+        if config.ENABLE_CUDASIM:  # type: ignore[attr-defined]  # Numba sets its options at run time
+            return "NUMBA_ENABLE_CUDASIM is set, which puts a simulator in the place of the device; unset it"
+        if getattr(cuda, "implementation", None) != "NVIDIA":
+            return (
+                f"the package numba-cuda is missing (Numba's own CUDA target is deprecated); install it with: {REMEDY}"
+            )
+        if not cuda.is_available():
+            reason = " ".join(str(cuda.cuda_error() or "a CUDA library is missing").split()).rstrip(" :.")
+            return f"Numba finds no CUDA device ({reason}); it needs an NVIDIA driver and the libraries of: {REMEDY}"
+        return None
+
+    def view(self, name: str, x) -> DeviceArray:
+        """The caller's array, or a result; a TypeError for a host array."""
+        if reason := self.unavailable():
+            raise RuntimeError(f"the backend {NAME!r} cannot run here: {reason}")
+        return device_view(name, x, NAME)
+
+    def floating(self, name: str, x) -> DeviceArray:
+        """The caller's array; a TypeError for a host array, or for another dtype than those of the kernels."""
+        x = self.view(name, x)
+        remedy = "use the backend 'cupy', or convert it to float32" if x.dtype == "bfloat16" else "convert it"
+        return require_dtype(name, x, FLOATS, remedy)
+
+    def views(self, **arrays) -> list[DeviceArray]:
+        """The caller's arrays, on one device and of one dtype."""
+        named = {name: self.floating(name, x) for name, x in arrays.items()}
+        require_one(named, "device")
+        require_one(named, "dtype")
+        return list(named.values())
+
+    @contextmanager
+    def queue(self, *arrays) -> Iterator[Queue]:
+        """Where work for these arrays goes, host arrays aside; the first one tells of which library new ones are."""
+        from numba import cuda
+
+        given = [x for x in arrays if isinstance(x, DeviceArray)]
+        _require_current(given)
+        libraries = {library_of(x.owner) for x in given}
+        are_strangers = len(libraries) > 1 or bool(libraries - LIBRARIES.keys())
+        pointer = current_stream(given[0]) if given else None
+        stream = 0 if pointer is None else cuda.external_stream(pointer or LEGACY_STREAM)
+        while self._in_flight and self._in_flight[0][0].query():
+            self._in_flight.popleft()
+        if are_strangers:
+            cuda.synchronize()
+        queue = Queue(self.kernels, stream, given[0] if given else None)
+        try:
+            yield queue
+        finally:
+            if queue.copied:
+                event = cuda.event()
+                event.record(stream)
+                self._in_flight.append((event, queue.copied))
+        if are_strangers:
+            cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Launches of the kernels of a module in one stream, and memory for them.
+
+    Attributes
+    ----------
+    kernels : the module.
+    stream : as Numba names it, 0 for its default one.
+    like : new arrays are of the library that owns this one; None means Numba.
+    copied : the host arrays that copies of this queue read.
+    """
+
+    kernels: Any
+    stream: Any = 0
+    like: DeviceArray | None = None
+    copied: list = field(default_factory=list)
+
+    def empty(self, shape: tuple[int, ...], dtype) -> DeviceArray:
+        """A new array."""
+        dtype = np.dtype(dtype).name
+        if self.like is not None:
+            return new_array(shape, dtype, self.like, otherwise="numba")
+        return LIBRARIES["numba"].view(LIBRARIES["numba"].empty(shape, dtype, None))
+
+    def moved(self, x) -> DeviceArray:
+        """A contiguous copy of a host array."""
+        x = np.array(x, order="C")  # one of our own, which nobody changes while the driver reads it
+        there = self.empty(x.shape, x.dtype)
+        if x.size:
+            _numba_array(there).copy_to_device(x, stream=self.stream)
+            self.copied.append(x)
+        return there
+
+    def download(self, x: DeviceArray) -> np.ndarray:
+        """A copy on the host of a contiguous array, when it is there."""
+        found = _numba_array(x).copy_to_host(stream=self.stream)
+        if self.stream:
+            self.stream.synchronize()
+        return found
+
+    def tiles(self, n: int) -> int:
+        """How many tiles cover n rows."""
+        return -(-n // self.kernels.TILE)
+
+    def launch(self, name: str, n_blocks: int, *args) -> None:
+        """Run a kernel with so many blocks of TILE x TILE threads."""
+        threads = self.kernels.TILE, self.kernels.TILE
+        args = tuple(_numba_array(x) if isinstance(x, DeviceArray) else x for x in args)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Grid size")  # few tiles are no mistake, only few rows
+            getattr(self.kernels, name)[n_blocks, threads, self.stream](*args)
+
+
+def _numba_array(x: DeviceArray):
+    """What kernels get; made from the pointer, because Numba's own indexing gives empty arrays where a stride is 0."""
+    from numba import cuda
+
+    described = x.__cuda_array_interface__
+    if x.is_contiguous or x.size == 0:  # without strides, of which libraries have their own for axes of length 0 or 1
+        described["strides"] = None  # and for each of which Numba would compile the kernels again
+    return cuda.from_cuda_array_interface(described, owner=x.owner)
+
+
+def _require_current(arrays: list[DeviceArray]) -> None:
+    """Refuse arrays that are known to be on another device than the one that Numba launches on."""
+    known = {x.device for x in arrays if x.device is not None}
+    if not known:
+        return
+    from numba import cuda
+
+    current = cuda.get_current_device().id
+    if known != {current}:
+        listed = ", ".join(map(str, sorted(known)))
+        raise ValueError(
+            f"arrays are on device {listed}, and the current device of Numba is {current}: call "
+            "numba.cuda.select_device with the number of theirs, or move them"
+        )

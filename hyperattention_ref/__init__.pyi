@@ -1,0 +1,87 @@
+from . import backends, proofs_checks, synthetic
+from .attention import exact_attention, hyper_attention
+from .foundation.registry import available_backends, backend_status
+from .maps.map_file import AttentionMap, LayerMaps, MapFile, MapWriter
+from .maps.model_capture import capture, capture_text, capturing
+from .maps.sample_heads import load_sample_heads
+from .measures.certificate import certify
+from .measures.hardness_parameters import Hardness, attention_probabilities, causal_hardness, hardness
+from .measures.key_shift import best_key_shift
+from .measures.mask_mass import captured_mass
+from .measures.norms import frobenius_norm, operator_norm, stable_rank
+from .measures.oracle import oracle_attention, oracle_mask
+from .measures.row_estimates import estimate_hardness
+from .measures.spectral_guarantee import SpectralError, spectral_error
+from .paper.algorithm_1 import sort_lsh
+from .paper.algorithm_2 import ApproxDResult, approx_d
+from .paper.algorithm_3 import literal_hyper_attention
+from .paper.algorithm_4 import causal_approx_d, causal_literal_hyper_attention
+from .paper.definition_1 import hamming_sorted_lsh
+from .paper.lemma_2 import RowNormSample, row_norm_sample, sampled_product
+from .plan.block_mask import BlockMask
+from .plan.merge import NEUTRAL, merge_attention
+from .plan.plan import HeadPlan, Plan, Rectangle
+from .plan.planner import make_plan
+from .plan.recipe import RECIPES, Recipe, preset
+from .plan.tiling import causal_tiling
+from .surveys.head import SurveySettings, measure_head
+from .surveys.survey import survey
+
+__version__: str
+__all__ = [
+    "NEUTRAL",
+    "RECIPES",
+    "ApproxDResult",
+    "AttentionMap",
+    "BlockMask",
+    "Hardness",
+    "HeadPlan",
+    "LayerMaps",
+    "MapFile",
+    "MapWriter",
+    "Plan",
+    "Recipe",
+    "Rectangle",
+    "RowNormSample",
+    "SpectralError",
+    "SurveySettings",
+    "__version__",
+    "approx_d",
+    "attention_probabilities",
+    "available_backends",
+    "backend_status",
+    "backends",
+    "best_key_shift",
+    "capture",
+    "capture_text",
+    "captured_mass",
+    "capturing",
+    "causal_approx_d",
+    "causal_hardness",
+    "causal_literal_hyper_attention",
+    "causal_tiling",
+    "certify",
+    "estimate_hardness",
+    "exact_attention",
+    "frobenius_norm",
+    "hamming_sorted_lsh",
+    "hardness",
+    "hyper_attention",
+    "literal_hyper_attention",
+    "load_sample_heads",
+    "make_plan",
+    "measure_head",
+    "merge_attention",
+    "operator_norm",
+    "oracle_attention",
+    "oracle_mask",
+    "preset",
+    "proofs_checks",
+    "row_norm_sample",
+    "sampled_product",
+    "sort_lsh",
+    "spectral_error",
+    "stable_rank",
+    "survey",
+    "synthetic",
+]

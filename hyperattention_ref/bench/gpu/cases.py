@@ -1,0 +1,135 @@
+"""What `bench --gpu` compares: its settings, the cases in the order in which they run, and who is timed in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from hyperattention_ref.bench.cases import EXACT, GPU_BACKENDS, LEAVES, PLANNED, SDPA, WHOLE, CallSettings, Contestant
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.registry import backend_status
+from hyperattention_ref.foundation.results import Result
+
+HALF, SINGLE = "bfloat16", "float32"
+HALF_BACKENDS = ("cupy",)
+"""The backends that take bfloat16."""
+SINGLE_HEADS = 1
+"""Heads of the cases in float32, where the backend that is made to be read takes part."""
+MOST_EXAMPLES = 100
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GpuSettings(Result):
+    """What is measured, on what, and how often.
+
+    Attributes
+    ----------
+    n : lengths, in ascending order.
+    dims : head dimensions, the most important first; values have as many coordinates.
+    causal : kinds of attention, not causal and causal.
+    heads : of the cases in bfloat16.
+    exact_up_to : n beyond which only HyperAttention runs, and not causal; exact attention would take most of the time.
+    single_up_to : the largest n in float32.
+    backends : names out of GPU_BACKENDS; those that cannot run here are left out with the reason.
+    block_size, sample_size, min_seq_len : of `hyper_attention`.
+    repeats : timed runs of each call.
+    seconds : once a call has taken so long in all, three runs must do.
+    examples : of the conformance suite, for each operation.
+    seed : of everything random.
+    """
+
+    n: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536, 131072, 1048576)
+    dims: tuple[int, ...] = (64, 128)
+    causal: tuple[bool, ...] = (False, True)
+    heads: int = 12
+    exact_up_to: int = 131072
+    single_up_to: int = 16384
+    backends: tuple[str, ...] = GPU_BACKENDS
+    block_size: int = 256
+    sample_size: int = 256
+    min_seq_len: int = 4096
+    repeats: int = 9
+    seconds: float = 3.0
+    examples: int = 25
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("heads", "block_size", "sample_size", "min_seq_len", "repeats"):
+            object.__setattr__(self, name, inputs.count(name, getattr(self, name)))
+        object.__setattr__(self, "examples", inputs.count("examples", self.examples, most=MOST_EXAMPLES))
+        object.__setattr__(self, "n", tuple(sorted({inputs.count("n", n, least=2) for n in self.n})))
+        object.__setattr__(self, "dims", tuple(dict.fromkeys(inputs.count("dim", d) for d in self.dims)))
+        object.__setattr__(self, "seconds", inputs.positive("seconds", self.seconds))
+        object.__setattr__(self, "seed", inputs.count("seed", self.seed, least=0))
+        for name in ("causal", "backends"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        for name in self.backends:
+            if name not in GPU_BACKENDS:
+                raise ValueError(
+                    f"backend {name!r} does not run on a GPU; with --gpu it must be one of {', '.join(GPU_BACKENDS)}"
+                )
+        if not (self.n and self.dims and self.causal and self.backends):
+            raise ValueError("nothing to time; give at least one n, one dimension and one backend")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GpuCase(CallSettings):
+    """One set of inputs; see also `CallSettings`.
+
+    Attributes
+    ----------
+    n, heads, dtype : shape and type of the inputs.
+    backends : names of those of ours that take part.
+    has_exact : whether exact attention takes part.
+    """
+
+    n: int
+    heads: int
+    dtype: str
+    backends: tuple[str, ...]
+    has_exact: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.dtype}-d{self.dim}-{'causal' if self.is_causal else 'full'}-n{self.n}"
+
+    @property
+    def group(self) -> tuple:
+        """What the cases share that stand in one table, one line for each n."""
+        return self.dtype, self.heads, self.dim, self.is_causal
+
+    def contestants(self, sdpa: Iterable[str]) -> list[Contestant]:
+        """Who is timed: the calls of our backends; those of SDPA, which are for 16 bits, alone and for leaves."""
+        kinds = (WHOLE, PLANNED, EXACT) if self.has_exact else (WHOLE, PLANNED)
+        ours = [Contestant(name, kind) for name in self.backends for kind in kinds]
+        theirs = (LEAVES, SDPA) if self.is_causal else (SDPA,)
+        return ours + [Contestant(name, x) for x in theirs for name in sdpa if self.has_exact and self.dtype == HALF]
+
+
+def obstacles(settings: GpuSettings) -> dict[str, str]:
+    """The backends that cannot run here, with the reason."""
+    status = backend_status()
+    return {name: reason for name in settings.backends if (reason := status[name])}
+
+
+def half_cases(settings: GpuSettings, able: list[str], dim: int) -> Iterator[GpuCase]:
+    """The cases in bfloat16, short ones first."""
+    takers = tuple(name for name in able if name in HALF_BACKENDS)
+    for n in settings.n if takers else ():
+        for is_causal in settings.causal:
+            if not (is_causal and n > settings.exact_up_to):
+                yield _case(settings, n, settings.heads, dim, is_causal, HALF, takers)
+
+
+def single_cases(settings: GpuSettings, able: list[str], dim: int) -> Iterator[GpuCase]:
+    """The cases in float32."""
+    for n in settings.n:
+        for is_causal in settings.causal:
+            if n <= settings.single_up_to:
+                yield _case(settings, n, SINGLE_HEADS, dim, is_causal, SINGLE, tuple(able))
+
+
+def _case(settings: GpuSettings, n: int, heads: int, dim: int, is_causal: bool, dtype: str, takers) -> GpuCase:
+    names = ("block_size", "sample_size", "min_seq_len", "seed")
+    decisions = {name: getattr(settings, name) for name in names} | {"has_exact": n <= settings.exact_up_to}
+    return GpuCase(n=n, heads=heads, dim=dim, is_causal=is_causal, dtype=dtype, backends=takers, **decisions)

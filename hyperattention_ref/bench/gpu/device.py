@@ -1,0 +1,235 @@
+"""The GPU of `bench --gpu`, through PyTorch: the one place of the benchmark that knows CUDA.
+
+Tests run the same benchmark on a subclass whose tensors lie in the memory of the host.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hyperattention_ref.backends.cuda_cpp import CupyBackend
+from hyperattention_ref.bench.cases import Heads
+from hyperattention_ref.bench.rivals import EXTRA
+
+SIDE = 8192
+"""Of the square bfloat16 matrices that are multiplied."""
+COPIED = 2**30
+"""Bytes that are copied: more than any cache holds."""
+IN_CACHE = 2**22
+"""Numbers in an array of exponentials, 16 MB in float32: it fits into the second-level cache, as logits would."""
+CHAIN = 256
+"""Exponentials of exponentials for each number, where a kernel can be compiled: they never leave the registers."""
+UNSEEN = ("numba-cuda",)
+"""Backends whose allocations neither PyTorch nor CuPy sees."""
+
+
+class Gpu:
+    """One NVIDIA GPU: tensors from a seed, times by device events, peak memory, SDPA, facts."""
+
+    device = "cuda"
+    sdpa_kinds: ClassVar = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
+    """Our name of each backend of SDPA, and PyTorch's."""
+
+    def __init__(self):
+        import torch
+
+        self.torch = torch
+
+    @staticmethod
+    def obstacle() -> str | None:
+        """Why no GPU can be used, with the remedy, or None."""
+        if find_spec("torch") is None:
+            return f"PyTorch is not installed; {EXTRA}"
+        import torch
+
+        if torch.version.cuda is None:
+            return (
+                f"PyTorch {torch.__version__} is built without CUDA; install the one for your driver, see "
+                "https://pytorch.org/get-started"
+            )
+        if not torch.cuda.is_available():
+            return "PyTorch finds no NVIDIA GPU; install the driver, see nvidia-smi"
+        return None
+
+    def facts(self) -> dict[str, str | int]:
+        """The GPU and what drives it."""
+        cuda = self.torch.cuda
+        properties = cuda.get_device_properties(cuda.current_device())
+        facts: dict[str, str | int] = {
+            "GPU": properties.name,
+            "compute capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "GPU memory, GiB": round(properties.total_memory / 2**30),
+            "driver": _driver(),
+            "CUDA of PyTorch": str(self.torch.version.cuda),
+            "cuDNN of PyTorch": str(self.torch.backends.cudnn.version()),
+        }
+        if find_spec("cupy"):
+            import cupy
+
+            facts |= {"CuPy": cupy.__version__, "CUDA of the driver": cupy.cuda.runtime.driverGetVersion()}
+        return facts
+
+    def heads(self, case) -> Heads:
+        """Independent N(0, 1) entries, as in `synthetic.gaussian`, rounded to the dtype of the case."""
+        torch, dtype = self.torch, getattr(self.torch, case.dtype)
+        generator = torch.Generator(self.device).manual_seed(case.seed)
+        shape = (case.heads, case.n, case.dim)
+        q, k, v = (torch.randn(shape, generator=generator, device=self.device).to(dtype) for _ in range(3))
+        return Heads(q, k, v, case.dim**-0.5)
+
+    def on_host(self, heads: Heads) -> Heads:
+        """The same numbers for NumPy; a head moves when it is asked for."""
+        q, k, v = (OnHost(self.torch.as_tensor(x)) for x in heads.arrays)
+        return Heads(q, k, v, heads.scale)  # type: ignore[arg-type]  # sequences of arrays do here, see `exact_rows`
+
+    def rows(self, output, rows: list[np.ndarray]) -> np.ndarray:
+        """Some rows of each head of an output, (heads, rows, d_v) float64, on the host."""
+        output = self.torch.as_tensor(output)
+        index = self.torch.from_numpy(np.stack(rows)).to(output.device)
+        heads = self.torch.arange(len(index), device=output.device)
+        return output[heads[:, None], index].double().cpu().numpy()
+
+    def flaw(self, output, value) -> str | None:
+        """What is wrong with an output that should be as large as the values, its numbers aside; or None."""
+        output, value = self.torch.as_tensor(output), self.torch.as_tensor(value)
+        if output.shape != value.shape or output.dtype != value.dtype:
+            return f"the output is {tuple(output.shape)} {output.dtype}, not {tuple(value.shape)} {value.dtype}"
+        return None if bool(self.torch.isfinite(output).all()) else "the output has entries that are not finite"
+
+    def sdpa(self, name: str, heads: Heads, is_causal: bool) -> Callable[[], Any]:
+        """Exact attention of PyTorch by one backend of SDPA alone."""
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        kind = getattr(SDPBackend, self.sdpa_kinds[name])
+        attention = self.torch.nn.functional.scaled_dot_product_attention
+        q, k, v = (x[None] for x in heads.arrays)
+
+        def call():
+            with sdpa_kernel(kind), self.torch.inference_mode():
+                return attention(q, k, v, scale=heads.scale, is_causal=is_causal)[0]
+
+        return call
+
+    def finished(self, call: Callable[[], Any]) -> Any:
+        """What a call returns, once the device has done it."""
+        result = call()
+        self.synchronize()
+        return result
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self.torch.cuda.synchronize()
+
+    def seconds(self, call: Callable[[], Any], repeats: int) -> float:
+        """Seconds between two events of the device around so many calls in a row, which are finished on return."""
+        start, stop = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            call()
+        stop.record()
+        self.synchronize()
+        return start.elapsed_time(stop) / 1e3
+
+    def release(self) -> None:
+        """Give memory that is kept for later back to the device, so that one library can have what another kept."""
+        self.torch.cuda.empty_cache()
+        if find_spec("cupy"):
+            import cupy
+
+            cupy.get_default_memory_pool().free_all_blocks()
+
+    def peak_bytes(self, call: Callable[[], Any], engine: str) -> int | None:
+        """Bytes of the device that a call takes above what is there before, its output included.
+
+        PyTorch's peak, and the growth of CuPy's pool, which gives nothing back during a call. None for an engine that
+        allocates elsewhere.
+        """
+        if engine in UNSEEN:
+            return None
+        self.release()
+        self.torch.cuda.reset_peak_memory_stats()
+        before = self.torch.cuda.memory_allocated(), self._pool_bytes()
+        self.finished(call)
+        return self.torch.cuda.max_memory_allocated() - before[0] + self._pool_bytes() - before[1]
+
+    def tasks(self) -> list[list[tuple[Callable[[], Any], float]]]:
+        """For products, exponentials and copies the calls that compete, each with what it does: operations, or bytes.
+
+        PyTorch's exponentials come out of the second-level cache and go back there, which is slower than the units
+        that compute them; a kernel of CuPy, where there is one, shows what these can do.
+        """
+        torch = self.torch
+        a, b = (torch.randn(SIDE, SIDE, device=self.device).to(torch.bfloat16) for _ in range(2))
+        x = -torch.rand(IN_CACHE, device=self.device)
+        y, copied = torch.empty_like(x), torch.ones(COPIED, dtype=torch.uint8, device=self.device)
+        c, copy = torch.empty_like(a), torch.empty_like(copied)
+        exponentials: list[tuple[Callable[[], Any], float]] = [(lambda: torch.exp2(x, out=y), IN_CACHE)]
+        if chain := _chain_of_exponentials():
+            exponentials.append((lambda: chain(x), CHAIN * IN_CACHE))
+        return [
+            [(lambda: torch.matmul(a, b, out=c), 2.0 * SIDE**3)],
+            exponentials,
+            [(lambda: copy.copy_(copied), 2.0 * COPIED)],
+        ]
+
+    @staticmethod
+    def _pool_bytes() -> int:
+        """Bytes of the device that CuPy holds."""
+        if not find_spec("cupy"):
+            return 0
+        import cupy
+
+        return cupy.get_default_memory_pool().total_bytes()
+
+
+@dataclass(frozen=True, eq=False)
+class OnHost:
+    """A tensor (heads, n, d) as a sequence of NumPy arrays; bfloat16, which NumPy lacks, becomes float32."""
+
+    tensor: Any
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, head: int) -> np.ndarray:
+        x = self.tensor[head]
+        return (x.float() if str(x.dtype) == "torch.bfloat16" else x).cpu().numpy()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+
+def _chain_of_exponentials() -> Callable[[Any], Any] | None:
+    """A kernel that replaces each number x of a float32 tensor by 2^-x CHAIN times; None without CuPy and a GPU."""
+    if not find_spec("cupy"):
+        return None
+    import cupy
+
+    if CupyBackend().unavailable():
+        return None
+    code = f"""
+        float t = x;
+        #pragma unroll 16
+        for (int step = 0; step < {CHAIN}; ++step) asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(t) : "f"(-t));
+        y = t;
+    """
+    kernel = cupy.ElementwiseKernel("float32 x", "float32 y", code, "chain_of_exponentials")
+    return lambda tensor: kernel(cupy.from_dlpack(tensor))
+
+
+def _driver() -> str:
+    """The release of the driver, from nvidia-smi."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    if shutil.which(command[0]) is None:
+        return "unknown"
+    done = subprocess.run(command, capture_output=True, text=True)
+    return (done.stdout.split() or ["unknown"])[0]

@@ -1,0 +1,190 @@
+"""Algorithm 2 (ApproxD): the diagonal of row sums from a mask and m sampled keys."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy import inf, logaddexp
+
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.memory import memory_of
+from hyperattention_ref.foundation.registry import select
+from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.paper.row_rescaling import PILOT_SIZE, pilot_log_row_sums
+from hyperattention_ref.paper.row_sums import RowSums, covered_rows, large_entries
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ApproxDResult(Result):
+    """D̃ of Algorithm 2 and all that was drawn or decided on the way; every logarithm is natural.
+
+    With row rescaling the algorithm runs on E A, E = diag(exp(-log_pilot)): `log_tau`, `log_caps` and `log_floor`
+    belong to E A, `log_d` to A.
+
+    Attributes
+    ----------
+    log_d : (n_q,) log of the estimated row sums d̃.
+    subset : T, the rows that estimate tau.
+    samples : ℓ, the m sampled keys.
+    log_tau : log of the largest unmasked row sum in T; -inf when the mask covers every row.
+    log_caps : (n_q,) log C_i, the cap on single entries; inf without cap.
+    log_floor : log(tau / kappa).
+    log_pilot : (n_q,) log of the pilot estimates 1/E_ii; zeros without row rescaling.
+    n_capped : number of unmasked sampled entries above their cap, repeated draws counted.
+    n_floored : number of rows whose estimate d_i was below the floor.
+    kappa, epsilon, alpha, m, cap_constant, scale : the arguments.
+    meets_epsilon, meets_alpha : whether the stated preconditions epsilon > 1/kappa^4 and alpha > epsilon^2 kappa hold
+        (None without alpha). They are recorded, not required: the proof does not use them.
+    """
+
+    log_d: np.ndarray
+    subset: np.ndarray
+    samples: np.ndarray
+    log_tau: float
+    log_caps: np.ndarray
+    log_floor: float
+    log_pilot: np.ndarray
+    n_capped: int
+    n_floored: int
+    kappa: float
+    epsilon: float
+    alpha: float | None
+    m: int
+    cap_constant: float
+    scale: float
+    meets_epsilon: bool
+    meets_alpha: bool | None
+
+    @property
+    def d(self) -> np.ndarray:
+        """(n_q,) the estimated row sums; infinite where they exceed float64."""
+        with np.errstate(over="ignore"):
+            return np.exp(self.log_d)
+
+    @property
+    def tau(self) -> float:
+        """The largest unmasked row sum in T."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.log_tau))
+
+
+def approx_d(
+    q,
+    k,
+    mask,
+    *,
+    kappa: float,
+    epsilon: float,
+    m: int,
+    alpha: float | None = None,
+    scale: float = 1.0,
+    cap_constant: float = 1.0,
+    rescale_rows: bool = False,
+    pilot_size: int = PILOT_SIZE,
+    rng=None,
+    backend=None,
+) -> ApproxDResult:
+    """Estimate D_ii = Σ_j A_ij, A = exp(scale Q K^T), for all rows from one set of m sampled keys.
+
+    Paper: Algorithm 2 (ApproxD); Lemma 1 states its error. With H_i the masked and R_i the unmasked part of row i,
+    d̃_i = H_i + max(d_i, τ/κ), d_i = (n_k/m) Σ_r (1 - M_{i,ℓ_r}) min(A_{i,ℓ_r}, C_i),
+    C_i = γ ε² m / (n_k ln max(n_q, n_k, 2)) (H_i + τ/κ).
+
+    Parameters
+    ----------
+    q : (n_q, d) float array.
+    k : (n_k, d) float array.
+    mask : M, the large entries: BlockMask, Rectangle, (n_q, n_k) boolean array, SciPy sparse matrix, or None for none.
+    kappa : κ >= 1, a bound on max R_i / min R_i.
+    epsilon : ε > 0, the error aimed at.
+    m : number of sampled keys, with replacement; may exceed n_k. Also the size of T, at most the number of rows.
+    alpha : α, recorded only; the algorithm does not use it.
+    scale : multiplies the logits; 1, as the paper writes exp(QK^T).
+    cap_constant : γ, the constant in the paper's Θ; math.inf means no cap. 1/2048 is what the proof uses.
+    rescale_rows : run on E A with 1/E_ii a pilot estimate of R_i (derived: page "theory", 9.2); then `kappa` bounds
+        κ(E A). The pilot keys come from a stream of their own.
+    pilot_size : number of pilot keys.
+    rng : None, seed or numpy.random.Generator.
+    backend : a name or an instance, see `backends.select`; None means `reference`, dense and literal.
+
+    Returns
+    -------
+    ApproxDResult, in float64. Cost O(d ((n_q + n_k) m + nnz(M))), with no n_q x n_k array; but O(n_q n_k d) from the
+    `reference` backend, and for a mask that is an array or a sparse matrix.
+
+    Notes
+    -----
+    Differs from the paper: a row that the mask covers completely has d̃_i = H_i, without floor, and is not drawn
+    into T, so that τ > 0 whenever a row needs it. All sums are kept as logarithms.
+    """
+    chosen = select(backend, q, default="reference")
+    memory = memory_of(chosen)
+    q, k = inputs.query_key(q, k, memory)
+    given = checked(kappa=kappa, epsilon=epsilon, m=m, alpha=alpha, scale=scale, cap_constant=cap_constant)
+    kappa, epsilon, m, alpha, scale, gamma = given.values()
+    inputs.logit_range(q, k, scale, largest=inputs.Extremes(memory, {"query": q, "key": k}))
+    pilot_size = inputs.count("pilot_size", pilot_size)
+    n_q, n_k = len(q), len(k)
+    mask = large_entries(mask, n_q, n_k)
+    rng = inputs.generator(rng)
+    (pilot_rng,) = rng.spawn(1)
+
+    sums = RowSums(chosen, q, k, mask, scale, log_pilot=np.zeros(n_q))  # of A
+    if rescale_rows:
+        pilot = pilot_rng.integers(n_k, size=pilot_size)
+        log_pilot = pilot_log_row_sums(q, k, mask, pilot, scale=scale, backend=chosen)
+        sums = replace(sums, log_pilot=log_pilot)  # of E A
+    log_h = sums.masked()  # H_i
+    covered = covered_rows(mask)
+    candidates = np.flatnonzero(~covered)
+
+    # line 1: T, a uniformly random subset of the rows
+    subset = rng.choice(candidates, size=min(m, candidates.size), replace=False)
+    # line 2: τ, the largest unmasked row sum in T
+    log_tau = float(sums.unmasked(subset).max(initial=-inf))
+    log_floor = log_tau - math.log(kappa)
+    # line 3: ℓ_1 .. ℓ_m, i.i.d. uniform keys
+    samples = rng.integers(n_k, size=m)
+    # line 4: for every row i
+    #   C_i = γ ε² m / (n ln n) (H_i + τ/κ)
+    log_caps = log_cap_factor(n_q, n_k, m, epsilon, gamma) + logaddexp(log_h, log_floor)
+    #   d_i = (n/m) Σ_r (1 - M_{i,ℓ_r}) min(A_{i,ℓ_r}, C_i)
+    log_capped, n_capped = sums.capped(samples, log_caps)
+    log_estimate = math.log(n_k) - math.log(m) + log_capped
+    #   d̃_i = H_i + max(d_i, τ/κ)
+    log_d = logaddexp(log_h, np.where(covered, -inf, np.maximum(log_estimate, log_floor)))
+    # line 5: D̃ = diag(d̃)
+    return ApproxDResult(
+        log_d=log_d + sums.log_pilot,
+        subset=subset,
+        samples=samples,
+        log_tau=log_tau,
+        log_caps=log_caps,
+        log_floor=log_floor,
+        log_pilot=sums.log_pilot,
+        n_capped=int(n_capped.sum()),
+        n_floored=int(np.sum(~covered & (log_estimate < log_floor))),
+        **given,
+        meets_epsilon=epsilon > kappa**-4,
+        meets_alpha=None if alpha is None else alpha > epsilon**2 * kappa,
+    )
+
+
+def checked(*, kappa, epsilon, m, alpha, scale, cap_constant) -> dict[str, Any]:
+    """The arguments of Algorithm 2, each refused where it makes no sense."""
+    return {
+        "kappa": inputs.at_least("kappa", kappa, 1.0),
+        "epsilon": inputs.positive("epsilon", epsilon),
+        "m": inputs.count("m", m),
+        "alpha": None if alpha is None else inputs.positive("alpha", alpha),
+        "scale": inputs.finite("scale", scale),
+        "cap_constant": inputs.positive("cap_constant", cap_constant, allow_infinite=True),
+    }
+
+
+def log_cap_factor(n_q: int, n_k: int, m: int, epsilon: float, gamma: float) -> float:
+    """log of γ ε² m / (n_k ln max(n_q, n_k, 2)), the factor of the cap C_i; inf when γ is."""
+    return math.log(gamma) + 2 * math.log(epsilon) + math.log(m) - math.log(n_k * math.log(max(n_q, n_k, 2)))

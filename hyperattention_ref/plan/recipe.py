@@ -1,0 +1,157 @@
+"""Recipes: ways of finding the large entries of a head and of sampling the others; `planner` applies them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.plan.noise import MAX_BITS
+
+VIEWS = ("sort_lsh", "centred_sort_lsh", "random", "local")
+SAMPLINGS = ("uniform", "importance")
+DEFAULT_BUDGET = 512
+"""Keys per query of a recipe that is given by its name alone: the paper's 256 in a block and 256 samples."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Recipe(Result):
+    """How a Plan is made: which pairs are exact and how keys are sampled for all the others.
+
+    Derived: the default is the paper's practical algorithm, everything else is ours. A recipe holds for every
+    rectangle: the whole head, or each rectangle of the causal recursion by itself. Its parts add up, and a pair that
+    several of them find counts once.
+
+    Parameters
+    ----------
+    views : which blocks of queries and keys are exact, any of
+
+        - "sort_lsh": Algorithm 1;
+        - "centred_sort_lsh": Algorithm 1 with queries and keys each less their own mean before hashing, on the same
+          hyperplanes. The mean hides what tells rows apart when queries and keys live in different cones;
+        - "random": both sides in random order, what blocks find without looking;
+        - "local": both sides in their own order. In a causal rectangle, whose keys all come before its queries, the
+          nearest keys of every query are the last ones: they become exact keys, so that leaves and rectangles
+          together hold the sliding window of `block_size` keys.
+    block_size : b, keys in a block of each view.
+    lsh_bits : r, hyperplanes of the hash.
+    first_keys : exact keys at the start of the sequence ("attention sinks"); a causal rectangle that does not start
+        there has none.
+    heavy_columns : exact keys, those of largest column norm of P (the rectangle's own) in the pilot.
+    pilot_rows : random query rows that the pilot computes exactly. There is a pilot only for heavy columns and for
+        importance sampling; its pilot_rows n_k logits for each rectangle are not in `keys_per_query`.
+    sample_size : m, keys drawn with replacement among those that are not exact keys, the same for all queries.
+    sampling : "uniform", or "importance": p_j = (s_j / sum(s) + 1 / (n_k - h)) / 2 with s_j^2 the pilot's estimate of
+        the mean of P_ij^2 and h the number of exact keys.
+
+    Notes
+    -----
+    Importance: leaving views aside, the variances of the estimated row sums, each relative to D_ii^2, add up to
+    (sum_j c_j / p_j - const) / m, c_j = sum_i P_ij^2, the sum over sampled keys: least for p_j proportional to
+    sqrt(c_j). The half that is uniform makes p_j > 0, as rule 6 of the Plan needs, and keeps that sum of c_j / p_j
+    within twice its value for the uniform law, however wrong the pilot; if the pilot is right, within twice the least
+    value too.
+    """
+
+    views: tuple[str, ...] = ("sort_lsh",)
+    block_size: int = 256
+    lsh_bits: int = 8
+    first_keys: int = 0
+    heavy_columns: int = 0
+    pilot_rows: int = 32
+    sample_size: int = 256
+    sampling: str = "uniform"
+
+    def __post_init__(self):
+        if not isinstance(self.views, tuple | list):
+            raise TypeError(f"views is {self.views!r}; it must be a tuple of any of {', '.join(VIEWS)}")
+        object.__setattr__(self, "views", tuple(self.views))
+        if any(view not in VIEWS for view in self.views) or len(set(self.views)) < len(self.views):
+            raise ValueError(f"views is {self.views}; it must be any of {', '.join(VIEWS)}, each once")
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f"sampling is {self.sampling!r}; it must be one of {', '.join(SAMPLINGS)}")
+        for name, most in (("block_size", None), ("lsh_bits", MAX_BITS), ("pilot_rows", None)):
+            object.__setattr__(self, name, inputs.count(name, getattr(self, name), most=most))
+        for name in ("first_keys", "heavy_columns", "sample_size"):
+            object.__setattr__(self, name, inputs.count(name, getattr(self, name), least=0))
+        if self.keys_per_query == 0:
+            raise ValueError("the recipe finds no key at all; name a view, exact keys or a sample_size")
+
+    @property
+    def keys_per_query(self) -> int:
+        """Logits for each query of a rectangle: blocks, exact keys and samples; the pilot not counted."""
+        return len(self.views) * self.block_size + self.first_keys + self.heavy_columns + self.sample_size
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the paper's own, with any parameters: one sortLSH view and uniform samples, nothing else."""
+        usual = replace(self, block_size=1, lsh_bits=1, sample_size=1, pilot_rows=1)
+        return usual == Recipe(block_size=1, lsh_bits=1, sample_size=1, pilot_rows=1)
+
+    @property
+    def needs_pilot(self) -> bool:
+        """Whether some query rows must be computed exactly first."""
+        return bool(self.heavy_columns or (self.sampling == "importance" and self.sample_size))
+
+
+class _Preset(NamedTuple):
+    """A recipe up to its budget: quarters of the budget for heavy columns and samples, the rest for the view."""
+
+    view: str | None
+    heavy_quarters: int
+    sample_quarters: int
+    sampling: str = "uniform"
+    most_first_keys: int = 0
+
+
+RECIPES = {
+    "paper": _Preset("sort_lsh", 0, 2),
+    "uniform": _Preset(None, 0, 4),
+    "centred": _Preset("centred_sort_lsh", 0, 2),
+    "random": _Preset("random", 0, 2),
+    "local": _Preset("local", 0, 2),
+    "heavy": _Preset(None, 2, 2),
+    "window_sinks": _Preset("local", 0, 0, most_first_keys=4),
+    "local_heavy": _Preset("local", 2, 0),
+    "local_heavy_importance": _Preset("local", 1, 2, sampling="importance"),
+}
+"""The named recipes; `preset` makes them for a budget."""
+
+
+def preset(name: str, budget: int = DEFAULT_BUDGET) -> Recipe:
+    """The named recipe at a budget of so many keys per query.
+
+    Derived: equal budgets make recipes comparable. The pilot of "heavy", "local_heavy" and "local_heavy_importance" is
+    not in the budget: its 32 rows cost as many logits as 32 n_k / n_q further keys per query.
+
+    Parameters
+    ----------
+    name : one of `RECIPES`:
+
+        - "paper": half for sortLSH blocks, half for uniform samples; the default of `hyper_attention`;
+        - "uniform": samples only;
+        - "centred", "random", "local": as "paper" with other blocks;
+        - "heavy": half for heavy columns, half for uniform samples;
+        - "window_sinks": the first four keys (fewer if that were more than half), the rest for local blocks, no
+          samples: biased whatever the budget;
+        - "local_heavy": half for local blocks, half for heavy columns, no samples: biased likewise;
+        - "local_heavy_importance": a quarter, a quarter, and half for importance samples.
+    budget : keys per query, at least 1. What does not divide goes to the blocks, or to the samples where there are
+        none; a part that comes out as nothing is left out.
+
+    Returns
+    -------
+    Recipe whose `keys_per_query` is `budget`.
+    """
+    if not isinstance(name, str) or name not in RECIPES:
+        raise ValueError(f"recipe {name!r} is unknown; known: {', '.join(RECIPES)}")
+    budget = inputs.count("budget", budget)
+    kind = RECIPES[name]
+    first = min(kind.most_first_keys, budget // 2)
+    heavy, samples = budget * kind.heavy_quarters // 4, budget * kind.sample_quarters // 4
+    rest = budget - first - heavy - samples
+    blocks = {"views": (kind.view,), "block_size": rest} if kind.view and rest else {"views": ()}
+    if not kind.view:
+        samples += rest
+    return Recipe(**blocks, first_keys=first, heavy_columns=heavy, sample_size=samples, sampling=kind.sampling)

@@ -1,0 +1,1 @@
+"""The command `verify`: the checks of the paper as tables, plots and a page. Needs the extra `report`."""

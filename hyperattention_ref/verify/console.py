@@ -1,0 +1,105 @@
+"""The report as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from hyperattention_ref.pages.wording import number, power_of_ten
+from hyperattention_ref.proofs_checks import Verdict
+from hyperattention_ref.proofs_checks.statement import HOLDS, NOT_REFUTED
+from hyperattention_ref.verify.report import (
+    FAILS_AS_IT_MUST,
+    INFORMATION,
+    UNEXPECTED,
+    Report,
+    limit,
+    outcome,
+    statements,
+)
+
+COLOURS = {
+    HOLDS: "green",
+    NOT_REFUTED: "yellow",
+    FAILS_AS_IT_MUST: "magenta",
+    INFORMATION: "blue",
+    UNEXPECTED: "bold red",
+}
+
+COLUMNS = {"m asked": 8, "m used": 7, "left": 9, "right": 9, "worst ratio": 11, "failures": 10, "verdict": 17}
+"""Columns of fixed width, so that the tables of all sections align."""
+LEFT_OUT = ("m used", "left", "right")
+WIDE = 120
+"""A terminal of less than this many characters gets no columns `LEFT_OUT`."""
+
+
+def verdict_tables(report: Report, width: int) -> Iterator[Table]:
+    """One table for each paper item; counterexamples and information at the end."""
+    shown = {name: x for name, x in COLUMNS.items() if width >= WIDE or name not in LEFT_OUT}
+    sections = report.sections()
+    for place, (title, verdicts) in enumerate(sections.items()):
+        table = _table(title)
+        table.show_header, table.expand = place == 0, True
+        table.add_column("statement", ratio=3)
+        table.add_column("inputs", ratio=2)
+        for name, size in shown.items():
+            table.add_column(name, justify="left" if name == "verdict" else "right", width=size)
+        for group in statements(verdicts):
+            for verdict in group:
+                cells = _cells(verdict)
+                name = escape(verdict.name) if verdict is group[0] else ""
+                table.add_row(name, escape(verdict.family), *(cells[column] for column in shown))
+        if len(shown) < len(COLUMNS) and place == len(sections) - 1:
+            table.caption = f"{', '.join(LEFT_OUT)}: in the report, and here in a terminal of {WIDE} columns"
+        yield table
+
+
+def _cells(verdict: Verdict) -> dict[str, str]:
+    kind = outcome(verdict)
+    detail = {INFORMATION: verdict.verdict, UNEXPECTED: f"{verdict.verdict}: unexpected"}
+    return {
+        "m asked": number(verdict.m_asked) + ("\n[red]vacuous[/]" if verdict.vacuous else ""),
+        "m used": number(verdict.m_used),
+        "left": number(float(np.median(verdict.left))),
+        "right": number(float(np.median(verdict.right))),
+        "worst ratio": number(float(verdict.ratios.max())),
+        "failures": f"{verdict.failures}/{verdict.trials}" + (f"\n{limit(verdict)}" if limit(verdict) else ""),
+        "verdict": f"[{COLOURS[kind]}]{detail.get(kind, kind)}[/]",
+    }
+
+
+def heads_tables(report: Report) -> Iterator[Table]:
+    """What the theorem asks of the real heads, and what the algorithms achieve there."""
+    asked = _table("Six real heads: what the theorem asks")
+    columns = "head|α|α without 1, 4, 32 columns|κ|rows rescaled|stable rank|‖P‖_op|m asked|usable m"
+    for name in columns.split("|"):
+        asked.add_column(name, justify="left" if name == "head" else "right")
+    for head in report.heads:
+        vacuous = " [red]vacuous[/]" if head.vacuous else ""
+        asked.add_row(
+            head.name,
+            number(head.alpha[0]),
+            ", ".join(number(head.alpha[k]) for k in (1, 4, 32)),
+            power_of_ten(head.log_kappa),
+            power_of_ten(head.log_kappa_rescaled),
+            number(head.stable_rank),
+            number(head.op_norm),
+            number(head.m_asked) + vacuous,
+            number(head.m_usable),
+        )
+    yield asked
+    errors = _table("Six real heads: relative Frobenius error (error in (1))")
+    errors.add_column("head")
+    for method in report.heads[0].errors:
+        errors.add_column(method, justify="right")
+    for head in report.heads:
+        cells = (f"{number(e.relative_frobenius)} ({number(e.ratio)})" for e in head.errors.values())
+        errors.add_row(head.name, *cells)
+    yield errors
+
+
+def _table(title: str) -> Table:
+    return Table(title=f"\n[bold]{escape(title)}[/]", title_style="", title_justify="left", box=None)

@@ -1,0 +1,319 @@
+"""The checks have teeth: a bug planted in each algorithm makes at least one verdict differ from what is expected."""
+
+import inspect
+import sys
+from functools import cache
+from textwrap import dedent
+
+import numpy as np
+import pytest
+
+from hyperattention_ref.backends import blocked_numpy, reference
+from hyperattention_ref.backends.conformance import check_backend
+from hyperattention_ref.paper import algorithm_1, algorithm_2, algorithm_4, definition_1, lemma_2, row_sums
+from hyperattention_ref.plan import merge
+from hyperattention_ref.plan.block_mask import BlockMask
+from hyperattention_ref.proofs_checks import Settings, corollary_1, counterexamples, run_checks, theorem_1
+from hyperattention_ref.proofs_checks import definition_1 as definition_1_check
+from hyperattention_ref.proofs_checks.dense import Dense
+from hyperattention_ref.proofs_checks.statement import HOLDS
+
+PLACE = "the planted bug must be revised: its place in the source has changed"
+SMALL = Settings(n=128, trials=5)
+MASKED = Settings(n=128, trials=5, families=("planted_clusters",))
+GAUSSIAN = Settings(n=128, trials=5, families=("gaussian",))
+LONGER = Settings(n=512, trials=3)
+MORE = Settings(trials=20)
+
+
+def plant(monkeypatch, owner, name, old, new):
+    """Replace `old` by `new` in the source of `owner.name`, wherever the package holds that function."""
+    original = getattr(owner, name)
+    source = dedent(inspect.getsource(original))
+    assert source.count(old) == 1, PLACE
+    namespace = dict(vars(sys.modules[original.__module__]))
+    exec(compile(source.replace(old, new), inspect.getsourcefile(original), "exec"), namespace)
+    if inspect.isclass(owner):
+        monkeypatch.setattr(owner, name, namespace[name])
+        return
+    for module in [m for key, m in sys.modules.items() if key.startswith("hyperattention_ref") and m is not None]:
+        for attribute in [key for key, x in vars(module).items() if x is original]:
+            monkeypatch.setattr(module, attribute, namespace[name])
+
+
+def verdicts(check, settings):
+    """The verdicts of a statement, by its name, or of a function that yields some."""
+    return run_checks(settings, only=(check,)) if isinstance(check, str) else check(settings)
+
+
+@cache
+def unexpected_without_bug(check, settings):
+    """Names of unexpected verdicts of the sound package."""
+    return tuple(v.name for v in verdicts(check, settings) if not v.as_expected)
+
+
+def three_bits(settings):
+    """Definition 1 at r = 3 only."""
+    return definition_1_check.check(settings, cases=[(3, np.pi / 8)])
+
+
+def near_pairs(settings):
+    """The mask of Algorithm 1 finds planted clusters."""
+    yield corollary_1.near_pairs_found(settings)
+
+
+def inequality_1(settings):
+    """Theorem 1 on Gaussian inputs with 2048 samples."""
+    (problem,) = settings.problems(("gaussian",))
+    yield theorem_1.inequality(settings, Dense.of(problem), "gaussian", 2048, HOLDS)
+
+
+PLANTED = {
+    # bug: (owner, function, sound source, planted source, check, settings)
+    "hash buckets in plain binary order": (
+        definition_1,
+        "gray_rank",
+        "np.bitwise_xor.accumulate(bits.astype(np.int64), axis=-1)",
+        "bits.astype(np.int64)",
+        "definition_1",
+        SMALL,
+    ),
+    "hash buckets by the inverse Gray table": (
+        definition_1,
+        "gray_rank",
+        "return rank_bits @ powers",
+        "return (p := bits.astype(np.int64) @ powers) ^ (p >> 1)",
+        three_bits,
+        MORE,
+    ),
+    "key blocks offset by one": (
+        BlockMask,
+        "from_orders",
+        "np.minimum(np.arange(blocks + 1) * b, n_k)",
+        "np.minimum(np.arange(blocks + 1) * b + (np.arange(blocks + 1) > 0), n_k)",
+        "algorithm_1",
+        SMALL,
+    ),
+    "blocks by input position instead of sorted position": (
+        algorithm_1,
+        "sort_lsh",
+        "BlockMask.from_orders(query_order, key_order, block_size)",
+        "BlockMask.from_orders(np.argsort(query_order), np.argsort(key_order), block_size)",
+        "algorithm_1",
+        SMALL,
+    ),
+    "queries and keys hashed differently": (
+        algorithm_1,
+        "sort_lsh",
+        "chosen.hash_codes(x, planes)) for x in (q, k)",
+        "chosen.hash_codes(x, p)) for x, p in ((q, planes), (k, planes[::-1]))",
+        near_pairs,
+        LONGER,
+    ),
+    "floor dropped": (
+        algorithm_2,
+        "approx_d",
+        "np.maximum(log_estimate, log_floor)",
+        "log_estimate",
+        counterexamples.cap_and_floor,
+        SMALL,
+    ),
+    "cap dropped": (
+        reference.Reference,
+        "capped_sums",
+        "np.minimum(drawn, log_caps[:, None])",
+        "drawn",
+        counterexamples.cap_and_floor,
+        SMALL,
+    ),
+    "masked part H_i dropped": (
+        algorithm_2,
+        "approx_d",
+        "log_d = logaddexp(log_h, np.where",
+        "log_d = logaddexp(-inf, np.where",
+        "lemma_1_usable",
+        MASKED,
+    ),
+    "weight n/m missing": (
+        algorithm_2,
+        "approx_d",
+        "math.log(n_k) - math.log(m) + log_capped",
+        "log_capped",
+        "lemma_1_usable",
+        GAUSSIAN,
+    ),
+    "masked samples counted": (
+        reference.Reference,
+        "capped_sums",
+        "~dense_mask(mask, len(q), len(k))[:, samples]",
+        "np.ones((len(q), len(samples)), dtype=bool)",
+        "lemma_1_usable",
+        MASKED,
+    ),
+    "tau the smallest row sum": (
+        algorithm_2,
+        "approx_d",
+        ".max(initial=-inf)",
+        ".min(initial=inf)",
+        "lemma_1_tau",
+        GAUSSIAN,
+    ),
+    "floor without kappa": (
+        algorithm_2,
+        "approx_d",
+        "log_floor = log_tau - math.log(kappa)",
+        "log_floor = log_tau",
+        "lemma_1_tau",
+        GAUSSIAN,
+    ),
+    "row rescaling not undone": (
+        algorithm_2,
+        "approx_d",
+        "log_d=log_d + sums.log_pilot",
+        "log_d=log_d",
+        "row_rescaling",
+        SMALL,
+    ),
+    "rows of A capped instead of rows of E A": (
+        row_sums.RowSums,
+        "capped",
+        "log_caps + self.log_pilot",
+        "log_caps",
+        "row_rescaling",
+        SMALL,
+    ),
+    "V-norm weights missing": (
+        lemma_2,
+        "row_norm_sample",
+        "total / (np.sqrt(m) * norms[indices])",
+        "np.full(m, 1 / np.sqrt(m))",
+        "lemma_2_expectation",
+        GAUSSIAN,
+    ),
+    "rows drawn by norm, not squared norm": (
+        lemma_2,
+        "row_norm_sample",
+        "p = (norms / total) ** 2",
+        "p = norms / norms.sum()",
+        "lemma_2_expectation",
+        GAUSSIAN,
+    ),
+    "one of the two weights of S^T S missing": (
+        lemma_2,
+        "sampled_product",
+        "x[:, sample.indices] * sample.weights",
+        "x[:, sample.indices]",
+        "lemma_2_expectation",
+        GAUSSIAN,
+    ),
+    "Algorithm 3 without D": (
+        lemma_2,
+        "sampled_attention",
+        "log_sums = lse - log_d",
+        "log_sums = lse",
+        inequality_1,
+        SMALL,
+    ),
+    "causal diagonal excluded": (
+        reference.Reference,
+        "exact_attention",
+        "np.tri(len(q1), len(k1), dtype=bool)",
+        "np.tri(len(q1), len(k1), k=-1, dtype=bool)",
+        "algorithm_4",
+        GAUSSIAN,
+    ),
+    "causal diagonal shifted into the future": (
+        reference.Reference,
+        "exact_attention",
+        "np.tri(len(q1), len(k1), dtype=bool)",
+        "np.tri(len(q1), len(k1), k=1, dtype=bool)",
+        "algorithm_4",
+        GAUSSIAN,
+    ),
+    "a zero-padded key counted in every causal row": (
+        algorithm_4,
+        "causal_approx_d",
+        "for a, split, c in rectangles:",
+        "log_d = np.logaddexp(log_d, 0.0)\n    for a, split, c in rectangles:",
+        "algorithm_4",
+        GAUSSIAN,
+    ),
+    "leaf lost where a rectangle is added": (
+        algorithm_4,
+        "causal_approx_d",
+        "np.logaddexp(log_d[split:c], part.log_d)",
+        "part.log_d",
+        "algorithm_4",
+        GAUSSIAN,
+    ),
+    "causal product sees the future": (
+        row_sums,
+        "draws_met",
+        'np.searchsorted(drawn[order], starts, side="right")',
+        "np.full(starts.size, drawn.size)",
+        "algorithm_4",
+        GAUSSIAN,
+    ),
+    "merge not normalised": (
+        merge,
+        "merge_attention",
+        "weight_2[..., None] * out_2) / total[..., None]",
+        "weight_2[..., None] * out_2)",
+        "merge_monoid",
+        SMALL,
+    ),
+    "merge that forgets the smaller log-sum-exp": (
+        merge,
+        "merge_attention",
+        "lse = top + np.log(total)",
+        "lse = top + 0 * total",
+        "merge_monoid",
+        SMALL,
+    ),
+    "merge without the maximum": (
+        merge,
+        "merge_attention",
+        "np.where(np.isneginf(top), 0, top)",
+        "np.zeros_like(top)",
+        "merge_monoid",
+        SMALL,
+    ),
+}
+
+SOFTMAX = blocked_numpy.RunningSoftmax
+ARITHMETIC = {
+    # bug: (owner, function, sound source, planted source)
+    "running sums not rescaled": (SOFTMAX, "_fold", "* decay[:, None]", ""),
+    "running total not rescaled": (SOFTMAX, "_fold", "self.total[rows] * decay", "self.total[rows]"),
+    "log-weights dropped": (SOFTMAX, "tiles", "if log_weights is not None", "if False"),
+    "excluded pairs kept": (SOFTMAX, "tiles", "if excluded is not None", "if False"),
+    "causal diagonal excluded": (blocked_numpy, "exact_head", "keys > rows[:, None]", "keys >= rows[:, None]"),
+    "causal tile cut one key early": (blocked_numpy, "exact_head", "keys[: rows[-1] + 1]", "keys[: rows[-1]]"),
+    "exact keys forgotten": (blocked_numpy, "rectangle_attention", "attend(every, rectangle.exact_keys)", "finish()"),
+    "earlier views not excluded": (blocked_numpy, "rectangle_attention", "rectangle.views[:u])", "[])"),
+    "own block counted again": (blocked_numpy, "rectangle_attention", "covered(rectangle, rectangle.views)", "None"),
+    "capped draws counted per tile only": (
+        blocked_numpy.BlockedNumpy,
+        "capped_sums",
+        "n_capped[rows] +=",
+        "n_capped[rows] =",
+    ),
+    "caps not applied": (blocked_numpy.BlockedNumpy, "capped_sums", "np.minimum(logits, caps, out=logits)", "logits"),
+    "merge without the maximum": (merge, "merge_attention", "np.where(np.isneginf(top), 0, top)", "np.zeros_like(top)"),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_bug_is_caught_by_a_check(bug, monkeypatch):
+    owner, name, old, new, check, settings = PLANTED[bug]
+    assert unexpected_without_bug(check, settings) == ()
+    plant(monkeypatch, owner, name, old, new)
+    with np.errstate(all="ignore"):
+        assert any(not verdict.as_expected for verdict in verdicts(check, settings))
+
+
+@pytest.mark.parametrize("bug", ARITHMETIC)
+def test_planted_bug_in_the_arithmetic_is_caught_by_the_conformance_suite(bug, monkeypatch):
+    plant(monkeypatch, *ARITHMETIC[bug])
+    with pytest.raises((AssertionError, RuntimeWarning)):  # a bug in merge_attention makes the reference warn, too
+        check_backend("numpy", max_examples=150)
