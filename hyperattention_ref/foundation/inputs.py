@@ -126,15 +126,17 @@ def resolve_scale(scale, d: int) -> float:
     return finite("scale", scale)
 
 
-def logit_range(q, k, scale: float, v=None, draws: int = 0, largest: Extremes | None = None) -> None:
+def logit_range(
+    q, k, scale: float, v=None, draws: int = 0, *, largest: Extremes | None = None, memory: Memory = HOST
+) -> None:
     """Refuse inputs whose logits or weighted sums could overflow the working type (float32 for shorter ones).
 
     `draws` is the largest number of sampled keys of a query, which add to the n_k terms of its sums; `largest` is what
-    `measured_heads` returns last, and is sought here, on the host, if it is not given.
+    `measured_heads` returns last; without it the entries are looked through here, in `memory`.
     """
     limit = float(np.finfo(working_dtype(q)).max) / 4
     given = {"query": q, "key": k} | ({} if v is None else {"value": v})
-    top = (largest or Extremes(HOST, given)).values
+    top = (largest or Extremes(memory, given)).values
     if not (abs(scale) <= limit and top[0] * top[1] * q.shape[-1] * max(1.0, abs(scale)) <= limit):
         raise ValueError(
             f"logits may overflow {working_dtype(q)}: max|query| = {top[0]:.3g}, max|key| = {top[1]:.3g}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.backend import Backend
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.paper.definition_1 import hyperplanes
@@ -33,8 +34,7 @@ def sort_lsh(q, k, block_size: int, *, lsh_bits: int = 8, planes=None, rng=None,
     BlockMask, which keeps both orders. Cost O(n (r d + log n)).
     """
     chosen = select(backend, q, default="reference")
-    memory = memory_of(chosen)
-    q, k = inputs.query_key(q, k, memory)
+    q, k = inputs.query_key(q, k, memory_of(chosen))
     block_size = inputs.count("block_size", block_size)
     if planes is None:
         lsh_bits = inputs.count("lsh_bits", lsh_bits, most=MAX_BITS)
@@ -44,8 +44,14 @@ def sort_lsh(q, k, block_size: int, *, lsh_bits: int = 8, planes=None, rng=None,
     planes = hyperplanes(planes)
     if planes.shape[1] != q.shape[1]:
         raise ValueError(f"planes have d = {planes.shape[1]} and query d = {q.shape[1]}; they must be equal")
+    return sort_lsh_core(q, k, planes, block_size, chosen)
+
+
+def sort_lsh_core(q, k, planes, block_size: int, backend: Backend) -> BlockMask:
+    """Algorithm 1 for checked arguments, its arrays in the memory of the backend."""
+    memory = memory_of(backend)
     # line 1: the same H for both sides
-    query_codes, key_codes = (memory.to_host(chosen.hash_codes(x, planes)) for x in (q, k))
+    query_codes, key_codes = (memory.to_host(backend.hash_codes(x, planes)) for x in (q, k))
     # line 2: P_Q and P_K, the positions after a stable sort
     query_order, key_order = (np.argsort(codes, kind="stable") for codes in (query_codes, key_codes))
     # line 3: M

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy import inf, logaddexp
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.backend import Backend
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.paper.row_rescaling import PILOT_SIZE, pilot_log_row_sums
 from hyperattention_ref.paper.row_sums import RowSums, covered_rows, large_entries
+from hyperattention_ref.plan.head_plan import Rectangle
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,37 +124,68 @@ def approx_d(
     chosen = select(backend, q, default="reference")
     memory = memory_of(chosen)
     q, k = inputs.query_key(q, k, memory)
-    given = checked(kappa=kappa, epsilon=epsilon, m=m, alpha=alpha, scale=scale, cap_constant=cap_constant)
-    kappa, epsilon, m, alpha, scale, gamma = given.values()
-    inputs.logit_range(q, k, scale, largest=inputs.Extremes(memory, {"query": q, "key": k}))
-    pilot_size = inputs.count("pilot_size", pilot_size)
-    n_q, n_k = len(q), len(k)
-    mask = large_entries(mask, n_q, n_k)
-    rng = inputs.generator(rng)
+    parameters = Parameters(kappa, epsilon, m, alpha, scale, cap_constant, rescale_rows, pilot_size)
+    inputs.logit_range(q, k, parameters.scale, memory=memory)
+    mask = large_entries(mask, len(q), len(k))
+    return approx_d_core(q, k, mask, parameters, inputs.generator(rng), chosen)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of Algorithm 2, as in `approx_d`; out of range they are refused."""
+
+    kappa: float
+    epsilon: float
+    m: int
+    alpha: float | None
+    scale: float
+    cap_constant: float
+    rescale_rows: bool
+    pilot_size: int = PILOT_SIZE
+
+    def __post_init__(self):
+        checked = {
+            "kappa": inputs.at_least("kappa", self.kappa, 1.0),
+            "epsilon": inputs.positive("epsilon", self.epsilon),
+            "m": inputs.count("m", self.m),
+            "alpha": None if self.alpha is None else inputs.positive("alpha", self.alpha),
+            "scale": inputs.finite("scale", self.scale),
+            "cap_constant": inputs.positive("cap_constant", self.cap_constant, allow_infinite=True),
+            "pilot_size": inputs.count("pilot_size", self.pilot_size),
+        }
+        for name, x in checked.items():
+            object.__setattr__(self, name, x)
+
+
+def approx_d_core(
+    q, k, mask: Rectangle | np.ndarray, parameters: Parameters, rng: np.random.Generator, backend: Backend
+) -> ApproxDResult:
+    """Algorithm 2 for checked arguments, its arrays in the memory of the backend; `mask` is from `large_entries`."""
+    p, n_q, n_k = parameters, len(q), len(k)
     (pilot_rng,) = rng.spawn(1)
 
-    sums = RowSums(chosen, q, k, mask, scale, log_pilot=np.zeros(n_q))  # of A
-    if rescale_rows:
-        pilot = pilot_rng.integers(n_k, size=pilot_size)
-        log_pilot = pilot_log_row_sums(q, k, mask, pilot, scale=scale, backend=chosen)
+    sums = RowSums(backend, q, k, mask, p.scale, log_pilot=np.zeros(n_q))  # of A
+    if p.rescale_rows:
+        pilot = pilot_rng.integers(n_k, size=p.pilot_size)
+        log_pilot = pilot_log_row_sums(q, k, mask, pilot, scale=p.scale, backend=backend)
         sums = replace(sums, log_pilot=log_pilot)  # of E A
     log_h = sums.masked()  # H_i
     covered = covered_rows(mask)
     candidates = np.flatnonzero(~covered)
 
     # line 1: T, a uniformly random subset of the rows
-    subset = rng.choice(candidates, size=min(m, candidates.size), replace=False)
+    subset = rng.choice(candidates, size=min(p.m, candidates.size), replace=False)
     # line 2: τ, the largest unmasked row sum in T
     log_tau = float(sums.unmasked(subset).max(initial=-inf))
-    log_floor = log_tau - math.log(kappa)
+    log_floor = log_tau - math.log(p.kappa)
     # line 3: ℓ_1 .. ℓ_m, i.i.d. uniform keys
-    samples = rng.integers(n_k, size=m)
+    samples = rng.integers(n_k, size=p.m)
     # line 4: for every row i
     #   C_i = γ ε² m / (n ln n) (H_i + τ/κ)
-    log_caps = log_cap_factor(n_q, n_k, m, epsilon, gamma) + logaddexp(log_h, log_floor)
+    log_caps = log_cap_factor(n_q, n_k, p.m, p.epsilon, p.cap_constant) + logaddexp(log_h, log_floor)
     #   d_i = (n/m) Σ_r (1 - M_{i,ℓ_r}) min(A_{i,ℓ_r}, C_i)
     log_capped, n_capped = sums.capped(samples, log_caps)
-    log_estimate = math.log(n_k) - math.log(m) + log_capped
+    log_estimate = math.log(n_k) - math.log(p.m) + log_capped
     #   d̃_i = H_i + max(d_i, τ/κ)
     log_d = logaddexp(log_h, np.where(covered, -inf, np.maximum(log_estimate, log_floor)))
     # line 5: D̃ = diag(d̃)
@@ -167,22 +199,15 @@ def approx_d(
         log_pilot=sums.log_pilot,
         n_capped=int(n_capped.sum()),
         n_floored=int(np.sum(~covered & (log_estimate < log_floor))),
-        **given,
-        meets_epsilon=epsilon > kappa**-4,
-        meets_alpha=None if alpha is None else alpha > epsilon**2 * kappa,
+        kappa=p.kappa,
+        epsilon=p.epsilon,
+        alpha=p.alpha,
+        m=p.m,
+        cap_constant=p.cap_constant,
+        scale=p.scale,
+        meets_epsilon=p.epsilon > p.kappa**-4,
+        meets_alpha=None if p.alpha is None else p.alpha > p.epsilon**2 * p.kappa,
     )
-
-
-def checked(*, kappa, epsilon, m, alpha, scale, cap_constant) -> dict[str, Any]:
-    """The arguments of Algorithm 2, each refused where it makes no sense."""
-    return {
-        "kappa": inputs.at_least("kappa", kappa, 1.0),
-        "epsilon": inputs.positive("epsilon", epsilon),
-        "m": inputs.count("m", m),
-        "alpha": None if alpha is None else inputs.positive("alpha", alpha),
-        "scale": inputs.finite("scale", scale),
-        "cap_constant": inputs.positive("cap_constant", cap_constant, allow_infinite=True),
-    }
 
 
 def log_cap_factor(n_q: int, n_k: int, m: int, epsilon: float, gamma: float) -> float:

@@ -10,8 +10,9 @@ from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
-from hyperattention_ref.paper.algorithm_2 import ApproxDResult, approx_d
-from hyperattention_ref.paper.lemma_2 import RowNormSample, row_norm_sample, sampled_attention
+from hyperattention_ref.paper.algorithm_2 import ApproxDResult, Parameters, approx_d_core
+from hyperattention_ref.paper.lemma_2 import RowNormSample, row_norm_sample_core, sampled_attention
+from hyperattention_ref.paper.row_sums import large_entries
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,24 +68,14 @@ def literal_hyper_attention(
     memory = memory_of(chosen)
     q, k = inputs.query_key(q, k, memory)
     v = inputs.value(v, len(k), memory)
-    rng = inputs.generator(rng)
+    parameters = Parameters(kappa, epsilon, m, alpha, scale, cap_constant, rescale_rows)
+    inputs.logit_range(q, k, parameters.scale, memory=memory)
+    mask, rng = large_entries(mask, len(q), len(k)), inputs.generator(rng)
     # line 1: D̃ from ApproxD
-    diagonal = approx_d(
-        q,
-        k,
-        mask,
-        kappa=kappa,
-        epsilon=epsilon,
-        m=m,
-        alpha=alpha,
-        scale=scale,
-        cap_constant=cap_constant,
-        rescale_rows=rescale_rows,
-        rng=rng,
-        backend=chosen,
-    )
+    diagonal = approx_d_core(q, k, mask, parameters, rng, chosen)
     # line 2: S from the row norms of V
-    sample = row_norm_sample(memory.to_host(v), m, rng)
+    sample = row_norm_sample_core(memory.to_host(v), parameters.m, rng)
     # line 3: return (D̃, S); the estimate follows from both
-    estimate = sampled_attention(q, k, v, diagonal.log_d, sample, scale=diagonal.scale, is_causal=False, backend=chosen)
+    log_d, scale = diagonal.log_d, parameters.scale
+    estimate = sampled_attention(q, k, v, log_d, sample, scale=scale, is_causal=False, backend=chosen)
     return LiteralHyperAttention(diagonal, sample, estimate)

@@ -62,8 +62,11 @@ def row_norm_sample(v, m: int, rng=None) -> RowNormSample:
     -------
     RowNormSample. Cost O(n d_v + m log n).
     """
-    v = inputs.head("value", v)
-    m, rng = inputs.count("m", m), inputs.generator(rng)
+    return row_norm_sample_core(inputs.head("value", v), inputs.count("m", m), inputs.generator(rng))
+
+
+def row_norm_sample_core(v: np.ndarray, m: int, rng: np.random.Generator) -> RowNormSample:
+    """Lemma 2's sample for checked arguments."""
     top = np.abs(v).max()
     norms = np.linalg.norm(v / (top or 1.0), axis=1)  # divided by the largest entry, so that no square overflows
     total = np.linalg.norm(norms)

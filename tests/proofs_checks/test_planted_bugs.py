@@ -96,7 +96,7 @@ PLANTED = {
     ),
     "blocks by input position instead of sorted position": (
         algorithm_1,
-        "sort_lsh",
+        "sort_lsh_core",
         "BlockMask.from_orders(query_order, key_order, block_size)",
         "BlockMask.from_orders(np.argsort(query_order), np.argsort(key_order), block_size)",
         "algorithm_1",
@@ -104,15 +104,15 @@ PLANTED = {
     ),
     "queries and keys hashed differently": (
         algorithm_1,
-        "sort_lsh",
-        "chosen.hash_codes(x, planes)) for x in (q, k)",
-        "chosen.hash_codes(x, p)) for x, p in ((q, planes), (k, planes[::-1]))",
+        "sort_lsh_core",
+        "backend.hash_codes(x, planes)) for x in (q, k)",
+        "backend.hash_codes(x, p)) for x, p in ((q, planes), (k, planes[::-1]))",
         near_pairs,
         LONGER,
     ),
     "floor dropped": (
         algorithm_2,
-        "approx_d",
+        "approx_d_core",
         "np.maximum(log_estimate, log_floor)",
         "log_estimate",
         counterexamples.cap_and_floor,
@@ -128,7 +128,7 @@ PLANTED = {
     ),
     "masked part H_i dropped": (
         algorithm_2,
-        "approx_d",
+        "approx_d_core",
         "log_d = logaddexp(log_h, np.where",
         "log_d = logaddexp(-inf, np.where",
         "lemma_1_usable",
@@ -136,8 +136,8 @@ PLANTED = {
     ),
     "weight n/m missing": (
         algorithm_2,
-        "approx_d",
-        "math.log(n_k) - math.log(m) + log_capped",
+        "approx_d_core",
+        "math.log(n_k) - math.log(p.m) + log_capped",
         "log_capped",
         "lemma_1_usable",
         GAUSSIAN,
@@ -152,7 +152,7 @@ PLANTED = {
     ),
     "tau the smallest row sum": (
         algorithm_2,
-        "approx_d",
+        "approx_d_core",
         ".max(initial=-inf)",
         ".min(initial=inf)",
         "lemma_1_tau",
@@ -160,15 +160,15 @@ PLANTED = {
     ),
     "floor without kappa": (
         algorithm_2,
-        "approx_d",
-        "log_floor = log_tau - math.log(kappa)",
+        "approx_d_core",
+        "log_floor = log_tau - math.log(p.kappa)",
         "log_floor = log_tau",
         "lemma_1_tau",
         GAUSSIAN,
     ),
     "row rescaling not undone": (
         algorithm_2,
-        "approx_d",
+        "approx_d_core",
         "log_d=log_d + sums.log_pilot",
         "log_d=log_d",
         "row_rescaling",
@@ -184,7 +184,7 @@ PLANTED = {
     ),
     "V-norm weights missing": (
         lemma_2,
-        "row_norm_sample",
+        "row_norm_sample_core",
         "total / (np.sqrt(m) * norms[indices])",
         "np.full(m, 1 / np.sqrt(m))",
         "lemma_2_expectation",
@@ -192,7 +192,7 @@ PLANTED = {
     ),
     "rows drawn by norm, not squared norm": (
         lemma_2,
-        "row_norm_sample",
+        "row_norm_sample_core",
         "p = (norms / total) ** 2",
         "p = norms / norms.sum()",
         "lemma_2_expectation",
@@ -232,7 +232,7 @@ PLANTED = {
     ),
     "a zero-padded key counted in every causal row": (
         algorithm_4,
-        "causal_approx_d",
+        "causal_approx_d_core",
         "for a, split, c in rectangles:",
         "log_d = np.logaddexp(log_d, 0.0)\n    for a, split, c in rectangles:",
         "algorithm_4",
@@ -240,7 +240,7 @@ PLANTED = {
     ),
     "leaf lost where a rectangle is added": (
         algorithm_4,
-        "causal_approx_d",
+        "causal_approx_d_core",
         "np.logaddexp(log_d[split:c], part.log_d)",
         "part.log_d",
         "algorithm_4",
