@@ -19,8 +19,9 @@ from .paper.algorithm_4 import causal_approx_d, causal_literal_hyper_attention
 from .paper.definition_1 import hamming_sorted_lsh
 from .paper.lemma_2 import RowNormSample, row_norm_sample, sampled_product
 from .plan.block_mask import BlockMask
+from .plan.head_plan import HeadPlan, Rectangle
 from .plan.merge import NEUTRAL, merge_attention
-from .plan.plan import HeadPlan, Plan, Rectangle
+from .plan.plan import Plan
 from .plan.planner import make_plan
 from .plan.recipe import RECIPES, Recipe, preset
 from .plan.tiling import causal_tiling

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import hyperattention_ref as hr
+
 ROOT = Path(__file__).parent.parent
 MAPPED_FOLDERS = {"backends", "proofs_checks"}
 SOURCES = [
@@ -38,6 +40,17 @@ def test_importing_the_package_imports_numpy_only(tmp_path):
 def test_every_public_name_can_be_had(tmp_path):
     result = run_python("import hyperattention_ref as h; [getattr(h, name) for name in h.__all__]", tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_stub_names_what_the_package_has_and_where_it_is_defined():
+    """Type checkers and editors read the stub, and so does the package itself."""
+    tree = ast.parse((ROOT / "hyperattention_ref" / "__init__.pyi").read_text(encoding="utf-8"))
+    (listed,) = [ast.literal_eval(x.value) for x in tree.body if isinstance(x, ast.Assign)]
+    homes = {name.name: x.module for x in tree.body if isinstance(x, ast.ImportFrom) for name in x.names}
+    assert set(listed) == set(hr.__all__) == {*homes, "__version__"}
+    for name, home in homes.items():
+        defined = getattr(getattr(hr, name), "__module__", None)
+        assert defined is None or home is None or defined == f"hyperattention_ref.{home}", name
 
 
 @pytest.mark.parametrize("name", sorted(MAPPED_FOLDERS))
@@ -72,10 +85,11 @@ def test_versions_agree():
     declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
     assert installed == cited == declared
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == declared
+    released = [x for x in re.findall(r"^## (\S+)", changelog, re.MULTILINE) if x != "Unreleased"]
+    assert released[0] == declared
 
 
-@pytest.mark.parametrize("file", ["py.typed", "data/minilm_heads.npz"])
+@pytest.mark.parametrize("file", ["py.typed", "__init__.pyi", "data/minilm_heads.npz"])
 def test_data_files_are_installed(file, tmp_path):
     code = f"from importlib.resources import files; assert files('hyperattention_ref').joinpath('{file}').is_file()"
     result = run_python(code, tmp_path)

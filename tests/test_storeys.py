@@ -84,3 +84,12 @@ def test_backends_know_of_each_other_only_what_they_share():
         if parts[0] == "backends" and parts[1:2] and parts[1] in rooms:
             others = {name.split(".")[1] for name in imported(module, path) if name.startswith("backends.")}
             assert not others & (rooms - {parts[1]}), module
+
+
+def test_contributing_shows_the_storeys():
+    """The picture has one line for each storey, the highest first."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = page.split("```text\n")[1].split("```")[0].splitlines()
+    assert len(lines) == len(STOREYS)
+    for rooms, line in zip(reversed(STOREYS), lines, strict=True):
+        assert all(f"{room}/" in line or f"{room}.py" in line for room in rooms), line
