@@ -1,7 +1,7 @@
 """The registry of backends: their names, whether they can run here, and which of them a call gets.
 
-Modules are named here by text and imported when they are asked for, so that everything above can name a backend and
-nothing here stands on one.
+Backends are named here by text and imported at first use, so that every folder can select a backend and this one
+imports none.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def available_backends() -> list[str]:
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of that name, or a ValueError that says why it cannot be had."""
-    # a built-in backend is had without asking the installed packages for theirs
+    """The backend of that name; a ValueError says why it is not available."""
+    # for a built-in backend the entry points of all installed packages need not be read
     loaders = {name: _built_in(_BUILT_IN[name])} if name in _BUILT_IN else _loaders()
     if name not in loaders:
         raise ValueError(f"backend {name!r} is unknown; known here: {', '.join(loaders)}")

@@ -31,8 +31,8 @@ def pilot_log_row_sums(q, k, mask, keys, *, scale: float, is_causal: bool = Fals
     Returns
     -------
     (n_q,) host array, of the working dtype or float64. Rows do not depend on each other, but for those whose pilot keys
-    are all masked or absent: they get the median of the others, or 0.0 if there is none. A row of which the pilot saw
-    nothing may be scaled by any positive factor, and a typical one does least harm.
+    are all masked or absent: they get the median of the others, or 0.0 if there is none. Such a row may be
+    scaled by any positive factor; a typical one changes kappa least.
 
     Cost: n_q p d operations.
     """

@@ -1,4 +1,4 @@
-"""The sums over rows that Algorithm 2 is made of, by any backend, none of which needs an n x n array."""
+"""The sums over rows that Algorithm 2 is made of, by any backend, without an n x n array."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class RowSums:
         if isinstance(self.mask, Rectangle):
             n_q, n_k = self.mask.n_q, self.mask.n_k
             plan = Plan((), (HeadPlan(n_q, n_k, (self.mask,)),))
-            nothing = self.memory.from_host(np.zeros((n_k, 1)), like=self.k)
-            _, log_h = self.backend.planned_attention(self.q, self.k, nothing, plan, scale=self.scale)
+            no_values = self.memory.from_host(np.zeros((n_k, 1)), like=self.k)
+            _, log_h = self.backend.planned_attention(self.q, self.k, no_values, plan, scale=self.scale)
             log_h = self.memory.to_host(log_h)
         else:
             log_h = self._outside(~self.mask, self.q)
@@ -99,7 +99,7 @@ def large_entries(mask, n_q: int, n_k: int) -> Rectangle | np.ndarray:
 
 
 def mask_of_rows(mask, rows) -> Rectangle | np.ndarray | None:
-    """These rows of a mask, as a mask; None, the mask of nothing, stays."""
+    """These rows of a mask, as a mask; None, the empty mask, stays None."""
     if not isinstance(mask, Rectangle):
         return None if mask is None else mask[rows]
     views = []
@@ -119,7 +119,7 @@ def covered_rows(mask) -> np.ndarray:
     for view in mask.views:
         marks += np.diff(view.key_offsets)[view.query_blocks()]
     covered = marks >= mask.n_k
-    for i in np.flatnonzero(covered):  # a pair that several views hold was counted by each: look at the row itself
+    for i in np.flatnonzero(covered):  # a pair in several views was counted by each: check the row itself
         covered[i] = mask.rows([i]).all()
     return covered
 

@@ -1,4 +1,4 @@
-"""Masks of large entries: the block mask of Algorithm 1, and every other form a caller may hand in."""
+"""Masks of large entries: the block mask of Algorithm 1, and the other forms that callers may pass."""
 
 from __future__ import annotations
 

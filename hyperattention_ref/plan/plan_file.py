@@ -24,7 +24,7 @@ def save(path, arrays: dict[str, np.ndarray]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # its keyword allow_pickle is none of ours
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

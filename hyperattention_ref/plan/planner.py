@@ -91,7 +91,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Planner:
-    """How the heads of one call are planned, past the door.
+    """How the heads of one call are planned; its arguments have been checked.
 
     Attributes
     ----------
@@ -109,7 +109,7 @@ class Planner:
 
     @classmethod
     def of(cls, q, k, *, is_causal, scale, backend, recipe, min_seq_len, **paper) -> Planner:
-        """For what `inputs.measured_heads` returned, a number as scale, a backend, and arguments of `make_plan`."""
+        """From checked arrays, a number as scale, a Backend, and the other arguments of `make_plan`."""
         recipe, min_seq_len = _resolve(recipe, paper), inputs.count("min_seq_len", min_seq_len)
         n_q, n_k = q.shape[-2], k.shape[-2]
         if not is_causal:
@@ -129,7 +129,7 @@ class Planner:
         return Draw(np.stack([x.planes for x in draws]), np.stack([x.uniforms for x in draws]))
 
     def plan(self, q, k, lead: tuple[int, ...], rng) -> Plan:
-        """The Plan of heads whose query had the leading shape `lead` at the door."""
+        """The Plan of all heads; `lead` is the leading shape of the caller's query."""
         indices = list(np.ndindex(q.shape[:-2]))
         streams = head_streams(rng, len(indices))
         return Plan(lead, tuple(self._head(q[i], k[i], stream) for i, stream in zip(indices, streams, strict=True)))
@@ -151,7 +151,7 @@ class _Decisions:
     def __init__(self, planner: Planner, rng: np.random.Generator):
         self.recipe, self.backend, self.scale = planner.recipe, planner.backend, planner.scale
         self.is_causal = planner.is_causal
-        self.orders_rng, self.pilot_rng = rng.spawn(2)  # takes nothing out of rng itself
+        self.orders_rng, self.pilot_rng = rng.spawn(2)  # the draws of rng itself stay the same
 
     def rectangle(self, q, k, place: tuple[int, int, int, int], draw: Draw) -> Rectangle:
         """The rectangle at this place of a head."""
@@ -208,12 +208,14 @@ def _sample(draw: Draw, keys: np.ndarray, masses: np.ndarray | None) -> tuple[np
     if not roots.any():
         return keys[draw.keys(n)], np.full(m, math.log(n / m))
     p = (roots / roots.sum() + 1 / n) / 2
-    drawn = np.searchsorted(np.cumsum(p)[:-1], draw.uniforms, side="right")  # the last cut is 1, whatever the rounding
+    drawn = np.searchsorted(
+        np.cumsum(p)[:-1], draw.uniforms, side="right"
+    )  # the last sum is left out: it is 1 up to rounding
     return keys[drawn], -np.log(m * p[drawn])
 
 
 def _resolve(recipe, paper: dict[str, Any]) -> Recipe:
-    """The Recipe that is meant by the argument `recipe` and by the parameters of the paper's."""
+    """The Recipe that the argument `recipe` and the parameters of the paper's recipe mean."""
     if recipe is None:
         counts: dict[str, Any] = {name: inputs.count(name, x) for name, x in paper.items()}
         return Recipe(**counts)

@@ -138,7 +138,7 @@ def preset(name: str, budget: int = DEFAULT_BUDGET) -> Recipe:
         - "local_heavy": half for local blocks, half for heavy columns, no samples: biased likewise;
         - "local_heavy_importance": a quarter, a quarter, and half for importance samples.
     budget : keys per query, at least 1. What does not divide goes to the blocks, or to the samples where there are
-        none; a part that comes out as nothing is left out.
+        none; a part of size 0 is left out.
 
     Returns
     -------
