@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.backend import Backend
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.plan.block_mask import BlockMask
@@ -19,6 +20,7 @@ from hyperattention_ref.plan.pilot import pilot_column_masses
 from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.recipe import RECIPES, Recipe, preset
 from hyperattention_ref.plan.tiling import causal_tiling
+from hyperattention_ref.plan.views import view_orders
 
 
 def make_plan(
@@ -103,7 +105,7 @@ class Planner:
     recipe: Recipe
     scale: float
     is_causal: bool
-    backend: Any
+    backend: Backend
     leaves: tuple[tuple[int, int], ...]
     places: tuple[tuple[int, int, int, int], ...]
 
@@ -163,7 +165,8 @@ class _Decisions:
             if kind == "local" and self.is_causal:
                 is_exact[-recipe.block_size :] = True
             else:
-                views.append(BlockMask.from_orders(*self._orders(kind, q, k, draw), recipe.block_size))
+                orders = view_orders(kind, q, k, draw.planes, self.orders_rng, self.backend)
+                views.append(BlockMask.from_orders(*orders, recipe.block_size))
         if key_start == 0:
             is_exact[: recipe.first_keys] = True
         masses = None
@@ -184,20 +187,6 @@ class _Decisions:
             key_start=key_start,
         )
 
-    def _orders(self, kind: str, q, k, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
-        if kind == "local":
-            return np.arange(len(q)), np.arange(len(k))
-        if kind == "random":
-            return self.orders_rng.permutation(len(q)), self.orders_rng.permutation(len(k))
-        memory = memory_of(self.backend)
-        sides = (q, k) if kind == "sort_lsh" else (memory.centred(q), memory.centred(k))
-        query_codes, key_codes = (self._narrow(memory.to_host(self.backend.hash_codes(x, draw.planes))) for x in sides)
-        return np.argsort(query_codes, kind="stable"), np.argsort(key_codes, kind="stable")
-
-    def _narrow(self, codes):
-        """The codes as 16-bit integers if they fit: NumPy sorts these by counting, in linear time."""
-        return codes.astype(np.uint16) if self.recipe.lsh_bits <= 16 else codes
-
 
 def _sample(draw: Draw, keys: np.ndarray, masses: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Draw among `keys` with replacement, by importance if masses are given: sampled keys and log-weights -log(m p)."""
@@ -208,9 +197,8 @@ def _sample(draw: Draw, keys: np.ndarray, masses: np.ndarray | None) -> tuple[np
     if not roots.any():
         return keys[draw.keys(n)], np.full(m, math.log(n / m))
     p = (roots / roots.sum() + 1 / n) / 2
-    drawn = np.searchsorted(
-        np.cumsum(p)[:-1], draw.uniforms, side="right"
-    )  # the last sum is left out: it is 1 up to rounding
+    cuts = np.cumsum(p)[:-1]  # without the last, which is 1 up to rounding
+    drawn = np.searchsorted(cuts, draw.uniforms, side="right")
     return keys[drawn], -np.log(m * p[drawn])
 
 

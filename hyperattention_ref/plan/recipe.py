@@ -8,8 +8,8 @@ from typing import NamedTuple
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.plan.noise import MAX_BITS
+from hyperattention_ref.plan.views import VIEWS
 
-VIEWS = ("sort_lsh", "centred_sort_lsh", "random", "local")
 SAMPLINGS = ("uniform", "importance")
 DEFAULT_BUDGET = 512
 """Keys per query of a recipe that is given by its name alone: the paper's 256 in a block and 256 samples."""
