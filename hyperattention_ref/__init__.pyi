@@ -4,8 +4,9 @@ from .foundation.registry import available_backends, backend_status
 from .maps.map_file import AttentionMap, LayerMaps, MapFile, MapWriter
 from .maps.model_capture import capture, capture_text, capturing
 from .maps.sample_heads import load_sample_heads
+from .measures.attention_matrix import attention_probabilities
 from .measures.certificate import certify
-from .measures.hardness_parameters import Hardness, attention_probabilities, causal_hardness, hardness
+from .measures.hardness_parameters import Hardness, causal_hardness, hardness
 from .measures.key_shift import best_key_shift
 from .measures.mask_mass import captured_mass
 from .measures.norms import frobenius_norm, operator_norm, stable_rank

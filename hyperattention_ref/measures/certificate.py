@@ -14,6 +14,7 @@ from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lowe
 from hyperattention_ref.measures.norms import operator_norm
 from hyperattention_ref.measures.per_head import per_head
 from hyperattention_ref.measures.row_estimates import op_norm_lower
+from hyperattention_ref.measures.spectral_guarantee import mean_of_values, quotient
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,15 +163,11 @@ def _one_head(q, k, v, output, rows, scale: float, is_causal: bool, delta: float
         found = _bounds(attention - drawn, distance + radius, sizes, len(q), delta)
         return _times(unit, found, "frobenius", "op_norm", "frobenius_estimate", "op_norm_estimate", "limit")
 
-    if is_causal:
-        flat = np.cumsum(v, axis=0) / np.arange(1, len(v) + 1)[:, None]
-        mean = bounds(flat[rows], _furthest(flat, center))
-    else:
-        mean = bounds(center, 0.0)
+    mean = mean_of_values(v, len(q), is_causal)
     return {
         "output": bounds(output[rows], _furthest(output, center)),
         "zero": bounds(0.0, float(np.linalg.norm(center))),
-        "mean": mean,
+        "mean": bounds(mean[rows], _furthest(mean, center)),
         "sizes": _times(unit, sizes, "v_op_norm", "attention_frobenius_low", "attention_frobenius_estimate"),
     }
 
@@ -211,14 +208,14 @@ def _bounds(error, reach: float, sizes: Sizes, n_q: int, delta: float) -> ErrorB
     return ErrorBounds(
         frobenius=frobenius,
         op_norm=op,
-        ratio=_quotient(op_half, float(sizes.p_op_norm_low * sizes.v_op_norm)),
-        relative_frobenius=_quotient(frobenius_half, low),
+        ratio=quotient(op_half, float(sizes.p_op_norm_low * sizes.v_op_norm)),
+        relative_frobenius=quotient(frobenius_half, low),
         frobenius_estimate=frobenius_estimate,
         op_norm_estimate=op_estimate,
-        ratio_estimate=_quotient(op_estimate, float(sizes.p_op_norm_estimate * sizes.v_op_norm)),
-        relative_frobenius_estimate=_quotient(frobenius_estimate, estimate),
+        ratio_estimate=quotient(op_estimate, float(sizes.p_op_norm_estimate * sizes.v_op_norm)),
+        relative_frobenius_estimate=quotient(frobenius_estimate, estimate),
         limit=limit,
-        relative_limit=_quotient(limit_half, low),
+        relative_limit=quotient(limit_half, low),
     )
 
 
@@ -234,9 +231,3 @@ def _furthest(x: np.ndarray, center) -> float:
 
 def _mean_square(x: np.ndarray) -> float:
     return float(np.linalg.norm(x)) ** 2 / len(x)
-
-
-def _quotient(error: float, size: float) -> float:
-    if error == 0:
-        return 0.0
-    return error / size if size else math.inf

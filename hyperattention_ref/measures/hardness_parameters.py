@@ -12,6 +12,7 @@ from hyperattention_ref.foundation.backend import ARRAYS
 from hyperattention_ref.foundation.memory import memory_of, working_dtype
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import PerHead, Result
+from hyperattention_ref.measures.attention_matrix import attention_logits, row_softmax
 from hyperattention_ref.measures.norms import GramNorm, gram_norm, operator_norm
 from hyperattention_ref.measures.per_head import per_head
 from hyperattention_ref.paper.row_rescaling import PILOT_SIZE, pilot_log_row_sums
@@ -140,47 +141,6 @@ def causal_hardness(q, k, *, min_seq_len: int = 4096, **options) -> dict[tuple[i
     return {(a, s, c): hardness(q[..., s:c, :], k[..., a:s, :], **options) for a, s, c in rectangles}
 
 
-def attention_probabilities(q, k, *, scale=None, is_causal: bool = False) -> np.ndarray:
-    """The dense row-stochastic attention matrix P = D^-1 A, A = exp(scale * Q K^T), in float64.
-
-    Paper: section 2, the matrix D^-1 A. With `is_causal` the pairs j > i do not exist: A_ij = 0.
-
-    Parameters
-    ----------
-    q : (..., n_q, d) array, query.
-    k : (..., n_k, d) array, key.
-    scale : factor of the logits; None means 1 / sqrt(d).
-
-    Returns
-    -------
-    (..., n_q, n_k) float64 array whose rows sum to 1.
-
-    Raises
-    ------
-    TypeError, ValueError : bad shapes, types or values; causal with n_q != n_k; logits that may overflow float64.
-
-    Cost: n_q n_k d operations and n_q n_k memory per head.
-    """
-    q, k, _ = inputs.heads(q, k, is_causal=is_causal)
-    q, k = q.astype(np.float64), k.astype(np.float64)
-    scale = inputs.resolve_scale(scale, q.shape[-1])
-    inputs.logit_range(q, k, scale)
-    return _softmax(_log_a(q, k, scale, is_causal))
-
-
-def _log_a(q: np.ndarray, k: np.ndarray, scale: float, is_causal: bool) -> np.ndarray:
-    """log A, with -inf where a pair does not exist."""
-    log_a = scale * (q @ k.swapaxes(-1, -2))
-    if is_causal:
-        log_a[..., np.triu(np.ones(log_a.shape[-2:], dtype=bool), 1)] = -np.inf
-    return log_a
-
-
-def _softmax(log_a: np.ndarray) -> np.ndarray:
-    p = np.exp(log_a - log_a.max(axis=-1, keepdims=True))
-    return p / p.sum(axis=-1, keepdims=True)
-
-
 def _one_head(q, k, mask, scale, is_causal, op_norm, rng, backend) -> Hardness:
     n_q, n_k = len(q), len(k)
     memory = memory_of(backend)
@@ -224,8 +184,8 @@ def _norm(q, k, log_total, scale, is_causal, backend) -> GramNorm:
     """||P||_op: of the dense matrix where that is cheap, else by Lanczos on the streamed products with P and P^T."""
     memory = memory_of(backend)
     if len(q) * len(k) <= DENSE_ENTRIES:
-        q, k = (memory.to_host(x).astype(np.float64) for x in (q, k))
-        return GramNorm(operator_norm(_softmax(_log_a(q, k, scale, is_causal))), 0.0)
+        q, k = (memory.to_host(x) for x in (q, k))
+        return GramNorm(operator_norm(row_softmax(attention_logits(q, k, scale, is_causal))), 0.0)
     work = working_dtype(q)
     q, k = memory.copy(q, work.name), memory.copy(k, work.name)
 

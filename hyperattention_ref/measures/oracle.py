@@ -8,6 +8,7 @@ import numpy as np
 
 from hyperattention_ref.backends.reference import softmax_average
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.measures.attention_matrix import attention_logits
 from hyperattention_ref.plan.noise import head_streams
 
 
@@ -36,7 +37,7 @@ def oracle_mask(q, k, keys_per_query: int, *, scale=None, is_causal: bool = Fals
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale)
     keys_per_query = inputs.count("keys_per_query", keys_per_query)
-    masks = [_largest(_logits(q[i], k[i], scale, is_causal), keys_per_query) for i in np.ndindex(q.shape[:-2])]
+    masks = [_largest(attention_logits(q[i], k[i], scale, is_causal), keys_per_query) for i in np.ndindex(q.shape[:-2])]
     return np.stack(masks).reshape(*lead, q.shape[-2], k.shape[-2])
 
 
@@ -73,7 +74,7 @@ def oracle_attention(
 
 
 def _one_head(q, k, v, budget: int, scale: float, is_causal: bool, rng: np.random.Generator) -> np.ndarray:
-    logits = _logits(q, k, scale, is_causal)
+    logits = attention_logits(q, k, scale, is_causal)
     mask = _largest(logits, budget // 2)
     m = budget - budget // 2
     drawn = rng.integers(len(k), size=m)
@@ -82,11 +83,6 @@ def _one_head(q, k, v, budget: int, scale: float, is_causal: bool, rng: np.rando
     v = v.astype(np.float64)
     out, _ = softmax_average(np.hstack([masked, sampled]), np.vstack([v, v[drawn]]))
     return out
-
-
-def _logits(q, k, scale: float, is_causal: bool) -> np.ndarray:
-    logits = scale * (q.astype(np.float64) @ k.T.astype(np.float64))
-    return np.where(np.tri(len(q), len(k), dtype=bool), logits, -np.inf) if is_causal else logits
 
 
 def _largest(logits: np.ndarray, count: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.results import PerHead, Result
-from hyperattention_ref.measures.hardness_parameters import attention_probabilities
+from hyperattention_ref.measures.attention_matrix import attention_probabilities
 from hyperattention_ref.measures.norms import frobenius_norm, operator_norm
 from hyperattention_ref.measures.per_head import per_head
 
@@ -80,21 +80,24 @@ def spectral_error(q, k, v, estimate, *, scale=None, is_causal: bool = False) ->
 
 def _one_head(p: np.ndarray, v: np.ndarray, estimate: np.ndarray, is_causal: bool) -> SpectralError:
     attention = p @ v
-    mean = _causal_mean(v) if is_causal else v.mean(axis=0)
     op_scale, frobenius_scale = operator_norm(p) * operator_norm(v), frobenius_norm(attention)
 
     def errors(output):
         difference = attention - output
-        return _quotient(operator_norm(difference), op_scale), _quotient(frobenius_norm(difference), frobenius_scale)
+        return quotient(operator_norm(difference), op_scale), quotient(frobenius_norm(difference), frobenius_scale)
 
-    return SpectralError(*errors(estimate), *errors(0.0), *errors(mean))
-
-
-def _causal_mean(v: np.ndarray) -> np.ndarray:
-    return np.cumsum(v, axis=0) / np.arange(1, len(v) + 1)[:, None]
+    return SpectralError(*errors(estimate), *errors(0.0), *errors(mean_of_values(v, len(p), is_causal)))
 
 
-def _quotient(error: float, size: float) -> float:
+def mean_of_values(v: np.ndarray, n_q: int, is_causal: bool) -> np.ndarray:
+    """(n_q, d_v): the mean of V's rows in every row; with causal attention row i is the mean of V_0 .. V_i."""
+    if is_causal:
+        return np.cumsum(v, axis=0) / np.arange(1, n_q + 1)[:, None]
+    return np.broadcast_to(v.mean(axis=0), (n_q, v.shape[1]))
+
+
+def quotient(error: float, size: float) -> float:
+    """error / size, with 0 / 0 = 0 and x / 0 infinite."""
     if error == 0:
         return 0.0
     return error / size if size else math.inf

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperattention_ref.attention import exact_attention, hyper_attention
+from hyperattention_ref.measures.attention_matrix import attention_probabilities
 from hyperattention_ref.measures.attention_rows import draw_rows
 from hyperattention_ref.measures.certificate import certify
-from hyperattention_ref.measures.hardness_parameters import attention_probabilities
 from hyperattention_ref.measures.kl_bounds import kl_lower, kl_upper
 from hyperattention_ref.measures.row_estimates import estimate_hardness
 from hyperattention_ref.measures.spectral_guarantee import spectral_error

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperattention_ref
-from hyperattention_ref.measures.hardness_parameters import attention_probabilities, hardness
+from hyperattention_ref.measures.attention_matrix import attention_probabilities
+from hyperattention_ref.measures.hardness_parameters import hardness
 from hyperattention_ref.paper.row_rescaling import PILOT_SIZE
 from hyperattention_ref.plan.block_mask import BlockMask
 
@@ -40,35 +41,6 @@ def literal(a, mask):
     r = [row[~marked].sum() for row, marked in zip(a, mask, strict=True) if not marked.all()]
     r = [total for total in r if total > 0]
     return n_k**2 / n_q * np.array([columns[j] for j in heavy]), heavy, np.log(max(r) / min(r)) if r else 0.0
-
-
-# --- the attention matrix -----------------------------------------------------------------------------------------
-
-
-@given(**shapes, causal=st.booleans())
-def test_attention_probabilities_are_the_normalised_exponentials(n_q, n_k, seed, causal):
-    n_q = n_k if causal else n_q
-    rng = np.random.default_rng(seed)
-    q, k = rng.normal(size=(n_q, 5)), rng.normal(size=(n_k, 5))
-    a = np.exp(q @ k.T / np.sqrt(5))
-    a = np.tril(a) if causal else a
-    p = attention_probabilities(q, k, is_causal=causal)
-    np.testing.assert_allclose(p, a / a.sum(axis=1, keepdims=True), rtol=1e-13)
-
-
-@pytest.mark.parametrize("spread", [80, 500, 5000])
-def test_attention_probabilities_sum_to_one_at_large_logits(spread):
-    q, k = qk_with_logits(random_logits(9, 7, 0, spread))
-    p = attention_probabilities(q, k, scale=1)
-    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-14)
-    np.testing.assert_array_equal(p.argmax(axis=1), q.argmax(axis=1))
-
-
-def test_attention_probabilities_of_a_batch_are_those_of_its_heads():
-    q, k = np.random.default_rng(0).normal(size=(2, 2, 3, 7, 4))
-    batch = attention_probabilities(q, k, is_causal=True)
-    for head in np.ndindex(2, 3):
-        np.testing.assert_allclose(batch[head], attention_probabilities(q[head], k[head], is_causal=True), rtol=1e-14)
 
 
 # --- against the paper's formulas ---------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
+from hyperattention_ref.measures.attention_matrix import attention_probabilities
 from hyperattention_ref.measures.attention_rows import draw_rows
-from hyperattention_ref.measures.hardness_parameters import attention_probabilities, hardness
+from hyperattention_ref.measures.hardness_parameters import hardness
 from hyperattention_ref.measures.kl_bounds import kl_lower, mean_lower, mean_upper
 from hyperattention_ref.measures.row_estimates import OUTSIDE, estimate_hardness
 from hyperattention_ref.plan.block_mask import BlockMask

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperattention_ref
-from hyperattention_ref.measures.hardness_parameters import attention_probabilities
+from hyperattention_ref.measures.attention_matrix import attention_probabilities
 from hyperattention_ref.measures.spectral_guarantee import spectral_error
 
 shapes = {

@@ -9,9 +9,10 @@ from scipy.stats import binomtest
 from hyperattention_ref import synthetic
 from hyperattention_ref.attention import hyper_attention
 from hyperattention_ref.maps.sample_heads import load_sample_heads
+from hyperattention_ref.measures.attention_matrix import attention_probabilities
 from hyperattention_ref.measures.attention_rows import draw_rows
 from hyperattention_ref.measures.certificate import certify
-from hyperattention_ref.measures.hardness_parameters import attention_probabilities, hardness
+from hyperattention_ref.measures.hardness_parameters import hardness
 from hyperattention_ref.measures.row_estimates import estimate_hardness
 from hyperattention_ref.measures.spectral_guarantee import spectral_error
 from hyperattention_ref.plan.block_mask import BlockMask
