@@ -1,7 +1,8 @@
 from . import backends, proofs_checks, synthetic
 from .attention import exact_attention, hyper_attention
 from .foundation.registry import available_backends, backend_status
-from .maps.map_file import AttentionMap, LayerMaps, MapFile, MapWriter
+from .maps.attention_map import AttentionMap, LayerMaps
+from .maps.map_file import MapFile, MapWriter
 from .maps.model_capture import capture, capture_text, capturing
 from .maps.sample_heads import load_sample_heads
 from .measures.attention_matrix import attention_probabilities

@@ -1,1 +1,1 @@
-"""Real attention maps: out of a model, into a file, and back one head at a time."""
+"""Real attention maps: captured from a model, written to a file, read one head at a time."""

@@ -1,8 +1,7 @@
-"""Arrays in one file, uncompressed: written one after another, found again by their place without reading the rest.
+"""Uncompressed arrays in one file, written one after another and read by their offset without the rest of the file.
 
-Two layouts offer the same: `.npz`, a zip file of NumPy arrays, and `.safetensors`. Both carry one text besides. The
-safetensors layout is simple enough that reading and writing it needs no library, and the library cannot write a file
-that is larger than memory.
+There are two layouts: `.npz`, a zip file of NumPy arrays, and `.safetensors`. Both also store one text. The safetensors
+layout is implemented here because its library cannot write a file that is larger than memory.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from typing import IO, NamedTuple
 import numpy as np
 
 TEXT = "hyperattention_maps"
-"""The key under which a safetensors header keeps the text."""
+"""Name of the text in the archive."""
 HEADER = 2**18
-"""Bytes kept free for a safetensors header, which stands first but is known last: enough for 700 layers."""
+"""Bytes reserved for a safetensors header, which comes first but is written last: enough for 700 layers."""
 SAFETENSORS_TYPES = {
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "BOOL": "?", "U8": "u1",
     "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
@@ -27,7 +26,7 @@ SAFETENSORS_TYPES = {
 
 
 class Entry(NamedTuple):
-    """Where one array lies. `dtype` is a text if NumPy does not have the type."""
+    """Where one array is stored. `dtype` is a string if NumPy lacks the type."""
 
     dtype: np.dtype | str
     shape: tuple[int, ...]
@@ -36,7 +35,7 @@ class Entry(NamedTuple):
 
 
 def layout(path: Path):
-    """The class that writes and the function that reads a file of this name."""
+    """The class that writes files with this suffix and the function that reads their contents."""
     if path.suffix not in LAYOUTS:
         raise ValueError(f"{path} ends in {path.suffix!r}; the name must end in {' or '.join(LAYOUTS)}")
     return LAYOUTS[path.suffix]
@@ -72,7 +71,7 @@ def npz_contents(file: IO[bytes], path: Path) -> tuple[dict[str, Entry], str | N
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, fortran, dtype = read(member)
                 header = member.tell()
-            # The member begins behind its local header: 30 bytes, then a name and an extra field of stated lengths.
+            # The member follows its local header: 30 bytes, then a name and an extra field of stated lengths.
             file.seek(info.header_offset + 26)
             start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
             name, order = info.filename.removesuffix(".npy"), "F" if fortran else "C"

@@ -1,15 +1,14 @@
-"""Attention maps in files: query, key and value of many heads, written whole or not at all, read one head at a time.
+"""Attention maps in files: query, key and value of many heads, written completely or not at all, read head by head.
 
-Two kinds of file hold the same arrays, told apart by their ending: `.npz`, which NumPy writes, and `.safetensors`. In
-both, arrays lie uncompressed one after another, so that one head is a slice of the file, found without reading the
-rest.
+Two file formats, told apart by their suffix, hold the same arrays: `.npz`, NumPy's own, and `.safetensors`. Both store
+the arrays uncompressed one after another, so one head is a slice of the file and can be read without the rest.
 
 A captured file has, for layer i, `layer.{i}.query` (heads, n, d), `layer.{i}.key` (key heads, n, d), `layer.{i}.value`
 (key heads, n, d_v), and a text `hyperattention_maps` in JSON: `format`, `model`, `source`, and for every layer its
 number, the model's numbers of the stored heads, the row of `key` and `value` that each of them uses, `scale` and
 `is_causal`.
-A file of one's own may instead have `query`, `key` and `value` of shape (heads, n, d) or (n, d) and, as it likes,
-`layer`, `head`, `scale` and `is_causal`, one for each head or one for all.
+Other files have `query`, `key` and `value` of shape (heads, n, d) or (n, d) and, optionally, `layer`, `head`, `scale`
+and `is_causal`, one for each head or one for all.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,86 +26,21 @@ import numpy as np
 
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.memory import HOST
-from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.maps.array_files import layout
+from hyperattention_ref.maps.attention_map import AttentionMap, LayerMaps
 
 FORMAT = 1
 PARTS = ("query", "key", "value")
-NEEDED = "it must hold `query`, `key` and `value` of shape (heads, n, d) or (n, d), or be written by `capture`"
-DAMAGE = (KeyError, AttributeError, zipfile.BadZipFile, struct.error, UnicodeDecodeError, json.JSONDecodeError)
-"""What parsing raises for a file that is something else, or is damaged."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class AttentionMap(Result):
-    """One head's attention: softmax(scale * query key^T) value, causal or not.
-
-    Derived: measured, not synthetic.
-
-    Attributes
-    ----------
-    query, key : (n, d), floating point, finite. A grouped-query head comes with the key head that it shares.
-    value : (n, d_v).
-    scale : multiplies the logits.
-    is_causal : whether query i sees the keys 0..i only.
-    layer, head : the head's place in the model, from zero.
-    model : the model's name, or "".
-    source : the text's origin, or "".
-    """
-
-    query: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    scale: float
-    is_causal: bool
-    layer: int
-    head: int
-    model: str
-    source: str
-
-    @property
-    def name(self) -> str:
-        return f"L{self.layer}H{self.head}"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LayerMaps(Result):
-    """The heads of one layer, as a model hands them to its attention function.
-
-    Derived: measured.
-
-    Attributes
-    ----------
-    layer : the layer's number in the model, from zero.
-    heads : the model's numbers of the query heads, in the order of `query`.
-    query : (heads, n, d).
-    key, value : (key heads, n, d) and (key heads, n, d_v).
-    key_rows : for each query head, the row of `key` and `value` that it uses.
-    scale : multiplies the logits.
-    is_causal : whether query i sees the keys 0..i only.
-    """
-
-    layer: int
-    heads: tuple[int, ...]
-    query: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    key_rows: tuple[int, ...]
-    scale: float
-    is_causal: bool
-
-    def maps(self, model: str = "", source: str = "") -> Iterator[AttentionMap]:
-        """Each head by itself; the arrays are views."""
-        for head, query, row in zip(self.heads, self.query, self.key_rows, strict=True):
-            key, value = self.key[row], self.value[row]
-            yield AttentionMap(query, key, value, self.scale, self.is_causal, self.layer, head, model, source)
+REQUIREMENT = "it must hold `query`, `key` and `value` of shape (heads, n, d) or (n, d), or be written by `capture`"
+PARSE_ERRORS = (KeyError, AttributeError, zipfile.BadZipFile, struct.error, UnicodeDecodeError, json.JSONDecodeError)
+"""What parsing raises for a damaged file or a file of another kind."""
 
 
 class MapWriter:
     """Write captured layers to a file, one at a time, within a `with` block.
 
-    Derived: the format is the module's own. The layers go to a temporary file beside `path`, which takes the name
-    `path` when the block ends without an error and is removed otherwise. Memory: nothing is kept but sizes.
+    Derived: the format is defined here. The layers go to a temporary file, renamed to `path` when the block ends
+    without an error and removed otherwise. Memory: only the metadata is kept.
 
     Parameters
     ----------
@@ -118,7 +51,7 @@ class MapWriter:
     Raises
     ------
     ValueError
-        for another ending, a layer given twice, a shape or number that does not fit, or no layer at all.
+        for another suffix, a layer added twice, a shape or number that does not fit, or no layer at all.
     """
 
     def __init__(self, path, *, model: str = "", source: str = "") -> None:
@@ -134,23 +67,23 @@ class MapWriter:
 
     def add(self, maps: LayerMaps) -> None:
         """Append one layer."""
-        where = f"layer {maps.layer}"
+        label = f"layer {maps.layer}"
         if any(layer["layer"] == maps.layer for layer in self._metadata["layers"]):
-            raise ValueError(f"{where} is in {self._path} already; every layer is written once")
+            raise ValueError(f"{label} is in {self._path} already; every layer is written once")
         arrays = {part: np.asarray(getattr(maps, part)) for part in PARTS}
-        _check_parts(where, {part: (x.dtype, x.shape) for part, x in arrays.items()}, maps.is_causal)
-        facts = {
+        _check_parts(label, {part: (x.dtype, x.shape) for part, x in arrays.items()}, maps.is_causal)
+        record = {
             "layer": int(maps.layer),
             "heads": [int(head) for head in maps.heads],
             "key_rows": [int(row) for row in maps.key_rows],
             "scale": inputs.finite("scale", maps.scale),
             "is_causal": bool(maps.is_causal),
         }
-        _check_heads(where, facts, arrays["query"].shape[0], arrays["key"].shape[0])
+        _check_heads(label, record, arrays["query"].shape[0], arrays["key"].shape[0])
         for part, x in arrays.items():
-            little = np.ascontiguousarray(inputs.floating(part, x), dtype=x.dtype.newbyteorder("<"))
-            self._archive.put(f"layer.{maps.layer}.{part}", little)
-        self._metadata["layers"].append(facts)
+            little_endian = np.ascontiguousarray(inputs.floating(part, x), dtype=x.dtype.newbyteorder("<"))
+            self._archive.put(f"layer.{maps.layer}.{part}", little_endian)
+        self._metadata["layers"].append(record)
 
     def __exit__(self, kind, error, trace) -> None:
         try:
@@ -169,8 +102,8 @@ class MapWriter:
 class MapFile:
     """The heads in a file, read one at a time; a context manager that holds the file open.
 
-    Derived: the format is the module's own. Opening costs the table of contents; `head` reads that head only, through a
-    memory map, and returns arrays of its own. Iterating yields every AttentionMap, by layer and head.
+    Derived: the format is defined here. Opening reads the table of contents; `head` reads one head through a memory map
+    and returns copies. Iterating yields every AttentionMap, by layer and head.
 
     Parameters
     ----------
@@ -179,13 +112,13 @@ class MapFile:
 
     Attributes
     ----------
-    path, model, source : where the maps come from.
+    path, model, source : origin of the maps.
     layers : numbers of the layers, ascending.
 
     Raises
     ------
     ValueError
-        for another kind of file, missing arrays, shapes that do not fit, and non-finite entries of the head asked for.
+        for another kind of file, missing arrays, shapes that do not fit, and non-finite entries of the requested head.
     """
 
     def __init__(self, path) -> None:
@@ -197,9 +130,9 @@ class MapFile:
                 self._entries, text = contents(self._file, self.path)
                 metadata = {} if text is None else json.loads(text)
                 self.model, self.source = metadata.get("model", ""), metadata.get("source", "")
-                self._places = self._captured(metadata) if metadata else self._plain()
-            except DAMAGE as error:
-                raise ValueError(f"{self.path} holds no attention maps ({error!r}); {NEEDED}") from None
+                self._locations = self._captured(metadata) if metadata else self._plain()
+            except PARSE_ERRORS as error:
+                raise ValueError(f"{self.path} holds no attention maps ({error!r}); {REQUIREMENT}") from None
             self._stack = stack.pop_all()
 
     def __enter__(self) -> MapFile:
@@ -217,54 +150,54 @@ class MapFile:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return tuple(sorted({layer for layer, _ in self._places}))
+        return tuple(sorted({layer for layer, _ in self._locations}))
 
     def heads(self, layer: int) -> tuple[int, ...]:
         """Numbers of the layer's heads in the file, ascending."""
         if layer not in self.layers:
             raise ValueError(f"layer {layer!r} is not in {self.path}; it holds the layers {list(self.layers)}")
-        return tuple(sorted(head for at, head in self._places if at == layer))
+        return tuple(sorted(head for number, head in self._locations if number == layer))
 
     def tokens(self, layer: int) -> int:
         """Number of the layer's queries n, known without reading the arrays."""
-        place = self._places[layer, self.heads(layer)[0]]
-        return self._entries[place.names[0]].shape[-2]
+        location = self._locations[layer, self.heads(layer)[0]]
+        return self._entries[location.names[0]].shape[-2]
 
     def head(self, layer: int, head: int) -> AttentionMap:
         """Read one head. Cost: n (2 d + d_v) numbers."""
         if head not in self.heads(layer):
-            held = list(self.heads(layer))
-            raise ValueError(f"head {head!r} of layer {layer} is not in {self.path}; it holds the heads {held}")
-        place = self._places[layer, head]
+            available = list(self.heads(layer))
+            raise ValueError(f"head {head!r} of layer {layer} is not in {self.path}; it holds the heads {available}")
+        location = self._locations[layer, head]
         query, key, value = (
             inputs.floating(f"{name} of L{layer}H{head} in {self.path.name}", self._read(name, row))
-            for name, row in zip(place.names, (place.row, place.key_row, place.key_row), strict=True)
+            for name, row in zip(location.names, (location.row, location.key_row, location.key_row), strict=True)
         )
-        return AttentionMap(query, key, value, place.scale, place.is_causal, layer, head, self.model, self.source)
+        return AttentionMap(query, key, value, location.scale, location.is_causal, layer, head, self.model, self.source)
 
     def __iter__(self) -> Iterator[AttentionMap]:
-        return (self.head(*place) for place in sorted(self._places))
+        return (self.head(*key) for key in sorted(self._locations))
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
-    def _captured(self, metadata: dict) -> dict[tuple[int, int], _Place]:
+    def _captured(self, metadata: dict) -> dict[tuple[int, int], _Location]:
         """The table of contents of a captured file."""
         if metadata["format"] != FORMAT:
             raise ValueError(f"{self.path} has format {metadata['format']}; this version reads format {FORMAT}")
-        places = {}
-        for facts in metadata["layers"]:
-            where = f"layer {facts['layer']} in {self.path}"
-            names = tuple(f"layer.{facts['layer']}.{part}" for part in PARTS)
-            n_heads, n_keys = self._head_counts(where, names, facts["is_causal"])
-            _check_heads(where, facts, n_heads, n_keys)
-            for row, (head, key_row) in enumerate(zip(facts["heads"], facts["key_rows"], strict=True)):
-                scale, is_causal = inputs.finite("scale", facts["scale"]), facts["is_causal"]
-                places[facts["layer"], head] = _Place(names, row, key_row, scale, is_causal)
-        return places
+        locations = {}
+        for record in metadata["layers"]:
+            label = f"layer {record['layer']} in {self.path}"
+            names = tuple(f"layer.{record['layer']}.{part}" for part in PARTS)
+            n_heads, n_keys = self._head_counts(label, names, record["is_causal"])
+            _check_heads(label, record, n_heads, n_keys)
+            for row, (head, key_row) in enumerate(zip(record["heads"], record["key_rows"], strict=True)):
+                scale, is_causal = inputs.finite("scale", record["scale"]), record["is_causal"]
+                locations[record["layer"], head] = _Location(names, row, key_row, scale, is_causal)
+        return locations
 
-    def _plain(self) -> dict[tuple[int, int], _Place]:
-        """The table of contents of a file of somebody's own arrays."""
+    def _plain(self) -> dict[tuple[int, int], _Location]:
+        """The table of contents of a file of plain arrays."""
         any_causal = "is_causal" in self._entries and np.any(self._read("is_causal"))
         n_heads, n_keys = self._head_counts(str(self.path), PARTS, any_causal)
         d = self._entries["query"].shape[-1]
@@ -272,14 +205,14 @@ class MapFile:
         head = self._per_head("head", n_heads, np.arange(n_heads))
         scale = self._per_head("scale", n_heads, inputs.resolve_scale(None, d))
         is_causal = self._per_head("is_causal", n_heads, False)
-        places = {}
+        locations = {}
         for row in range(n_heads):
-            at = int(layer[row]), int(head[row])
-            if at in places:
-                raise ValueError(f"{self.path} holds L{at[0]}H{at[1]} twice; `layer` and `head` must name each once")
+            key = int(layer[row]), int(head[row])
+            if key in locations:
+                raise ValueError(f"{self.path} holds L{key[0]}H{key[1]} twice; `layer` and `head` must name each once")
             key_row = row // (n_heads // n_keys)
-            places[at] = _Place(PARTS, row, key_row, inputs.finite("scale", scale[row]), bool(is_causal[row]))
-        return places
+            locations[key] = _Location(PARTS, row, key_row, inputs.finite("scale", scale[row]), bool(is_causal[row]))
+        return locations
 
     def _per_head(self, name: str, n_heads: int, default) -> np.ndarray:
         """An optional array, one entry for each head."""
@@ -290,18 +223,18 @@ class MapFile:
             )
         return np.broadcast_to(x, (n_heads,))
 
-    def _head_counts(self, where: str, names: Sequence[str], is_causal) -> tuple[int, int]:
-        """Numbers of query and key heads, after checking that the arrays are there and fit together."""
+    def _head_counts(self, label: str, names: Sequence[str], is_causal) -> tuple[int, int]:
+        """Numbers of query and key heads, after checking that the arrays exist and fit together."""
         missing = [name for name in names if name not in self._entries]
         if missing:
-            raise ValueError(f"{where} lacks {', '.join(missing)}; {NEEDED}")
+            raise ValueError(f"{label} lacks {', '.join(missing)}; {REQUIREMENT}")
         entries = [self._entries[name] for name in names]
-        _check_parts(where, {p: (e.dtype, e.shape) for p, e in zip(PARTS, entries, strict=True)}, is_causal)
+        _check_parts(label, {p: (e.dtype, e.shape) for p, e in zip(PARTS, entries, strict=True)}, is_causal)
         query, key, _ = ((1, *entry.shape)[-3] for entry in entries)
         return query, key
 
     def _read(self, name: str, row: int | None = None) -> np.ndarray:
-        """An array, or one head of it, copied out of the memory map."""
+        """An array, or one head of it, copied from the memory map."""
         entry = self._entries[name]
         if isinstance(entry.dtype, str):
             raise ValueError(f"{name} in {self.path} has dtype {entry.dtype}, which cannot be read; convert it")
@@ -312,8 +245,8 @@ class MapFile:
         return np.array(mapped if row is None or mapped.ndim == 2 else mapped[row], order="C")
 
 
-class _Place(NamedTuple):
-    """Where one head lies: the names of its three arrays and its rows in them."""
+class _Location(NamedTuple):
+    """Where one head is stored: the names of its three arrays and its rows in them."""
 
     names: tuple[str, ...]
     row: int
@@ -322,28 +255,27 @@ class _Place(NamedTuple):
     is_causal: bool
 
 
-def _check_parts(where: str, parts: dict, is_causal) -> None:
+def _check_parts(label: str, parts: dict, is_causal) -> None:
     """Refuse query, key and value whose types or shapes do not fit together."""
     for name, (dtype, shape) in parts.items():
         if getattr(dtype, "name", None) not in HOST.dtypes:
-            raise TypeError(f"{name} of {where} has dtype {dtype}; it must be float16, float32 or float64: convert it")
+            raise TypeError(f"{name} of {label} has dtype {dtype}; it must be float16, float32 or float64: convert it")
         if len(shape) not in (2, 3) or 0 in shape:
-            raise ValueError(f"{name} of {where} has shape {shape}; it must be (heads, n, d) or (n, d), not empty")
+            raise ValueError(f"{name} of {label} has shape {shape}; it must be (heads, n, d) or (n, d), not empty")
     query, key, value = ((1, *shape)[-3:] for _, shape in parts.values())
-    fits = key[:2] == value[:2] and query[2] == key[2] and query[0] % key[0] == 0
-    if not fits:
+    if not (key[:2] == value[:2] and query[2] == key[2] and query[0] % key[0] == 0):
         raise ValueError(
-            f"{where} has query {query}, key {key} and value {value}; query and key need one d, key and value the same "
+            f"{label} has query {query}, key {key} and value {value}; query and key need one d, key and value the same "
             "number of heads and of rows, and the query heads must be a multiple of the key heads"
         )
     if is_causal:
         inputs.causal_lengths(query[1], key[1])
 
 
-def _check_heads(where: str, facts: dict, n_heads: int, n_keys: int) -> None:
+def _check_heads(label: str, record: dict, n_heads: int, n_keys: int) -> None:
     """Refuse numbers of heads that do not fit the arrays."""
-    heads, rows = facts["heads"], facts["key_rows"]
+    heads, rows = record["heads"], record["key_rows"]
     if len(set(heads)) != n_heads or len(heads) != n_heads or min(heads) < 0:
-        raise ValueError(f"{where} has heads = {heads}; they must be {n_heads} different numbers, one for each query")
+        raise ValueError(f"{label} has heads = {heads}; they must be {n_heads} different numbers, one for each query")
     if len(rows) != n_heads or not all(0 <= row < n_keys for row in rows):
-        raise ValueError(f"{where} has key_rows = {rows}; they must be {n_heads} numbers from 0 to {n_keys - 1}")
+        raise ValueError(f"{label} has key_rows = {rows}; they must be {n_heads} numbers from 0 to {n_keys - 1}")

@@ -28,12 +28,12 @@ class SampleHead(Result):
     Attributes
     ----------
     name : layer and head from zero, as in "L0H3".
-    description : what is characteristic of the head.
-    query, key, value : (512, 32) float32, read-only, as the model hands them to its attention function.
-    layer, head : the head's place in the model.
+    description : the head's characteristic properties.
+    query, key, value : (512, 32) float32, read-only, as the model passes them to its attention function.
+    layer, head : numbers of the layer and head in the model, from zero.
     scale : 1/sqrt(32), which multiplies the logits.
     is_causal : False; the model is an encoder.
-    token_ids : (512,) int32, read-only, the word pieces that the rows stand for.
+    token_ids : (512,) int32, read-only, the word piece of each row.
     """
 
     name: str

@@ -14,7 +14,7 @@ from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result, plain
-from hyperattention_ref.maps.map_file import AttentionMap
+from hyperattention_ref.maps.attention_map import AttentionMap
 from hyperattention_ref.measures.attention_rows import attention_rows, draw_rows, number_of_rows
 from hyperattention_ref.measures.key_shift import MOST_ROWS
 from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lower, mean_upper

@@ -430,7 +430,7 @@ def test_a_text_file_is_captured_by_the_models_own_tokenizer(minilm_folder, mini
 def test_a_text_that_is_too_long_or_too_short_is_refused(minilm_folder, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("word " * 600, encoding="utf-8")
-    with pytest.raises(ValueError, match="gives 602 tokens but the model takes 512; pass n=512"):
+    with pytest.raises(ValueError, match="has 602 tokens but the model takes 512; pass n=512"):
         capture_text(minilm_folder, text, tmp_path / "maps.npz")
     with pytest.raises(ValueError, match=r"n is 700 but .* has 602 tokens"):
         capture_text(minilm_folder, text, tmp_path / "maps.npz", n=700)
