@@ -134,43 +134,6 @@ def test_overflow_is_told_by_the_largest_logit():
     assert h.overflows == {"float16": True, "bfloat16": False, "float32": False}
 
 
-class TestKeyShift:
-    def test_a_shift_that_was_planted_is_undone(self):
-        problem = hr.synthetic.sphere(200, 16, rng=0)
-        shift = 5 * np.random.default_rng(1).standard_normal(16)
-        spread = {}
-        for name, key in (("before", problem.key), ("after", problem.key + shift)):
-            sums = REFERENCE.attention_sums(problem.query, key, None, scale=1.0, is_causal=False)
-            spread[name] = hr.best_key_shift(problem.query, sums.log_unmasked, scale=1.0).log_kappa
-            assert spread[name] <= np.ptp(sums.log_unmasked) + 1e-9
-        assert spread["after"] == pytest.approx(spread["before"], abs=1e-6)
-
-    def test_the_shift_reaches_the_kappa_it_promises(self):
-        head = hr.load_sample_heads()[1]
-        q, k = head.query.astype(np.float64), head.key.astype(np.float64)
-        log_r = NUMPY.attention_sums(q, k, None, scale=head.scale, is_causal=False).log_unmasked
-        best = hr.best_key_shift(q, log_r, scale=head.scale)
-        moved = hr.hardness(q, k + best.shift, scale=head.scale, rng=0)
-        assert moved.log_kappa == pytest.approx(best.log_kappa, abs=1e-6)
-        assert best.log_kappa < np.ptp(log_r) - 1
-
-    def test_no_shift_does_better(self):
-        """Weak duality by hand: one coordinate, three rows whose best spread is known."""
-        best = hr.best_key_shift(np.array([[-1.0], [0.0], [1.0]]), [0.0, 3.0, 4.0], scale=1.0)
-        assert best.log_kappa == pytest.approx(1.0, abs=1e-9)  # max spread of (-c, 3, 4 + c) is least at c = -2
-
-    def test_covered_rows_take_no_part(self):
-        best = hr.best_key_shift(np.eye(3), [0.0, -np.inf, 5.0], scale=1.0)
-        assert best.log_kappa == pytest.approx(0.0, abs=1e-9)
-        assert hr.best_key_shift(np.eye(3), [-np.inf] * 3).log_kappa == 0
-
-    def test_bad_input(self):
-        with pytest.raises(ValueError, match="one log R_i for each of 3"):
-            hr.best_key_shift(np.eye(3), [0.0])
-        with pytest.raises(ValueError, match="at most 8192"):
-            hr.best_key_shift(np.zeros((8193, 1)), np.zeros(8193))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 def test_131072_tokens_take_little_memory():

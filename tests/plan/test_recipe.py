@@ -1,11 +1,10 @@
 """Recipes and presets: what they say, what they cost, what they find."""
 
 import json
-import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperattention_ref as hr
@@ -33,16 +32,6 @@ def problem(n_q, n_k=None, d=4, seed=0, lead=(), dtype=np.float64, size=1.0):
     return tuple(
         (size * g.standard_normal((*lead, n, width))).astype(dtype) for n, width in ((n_q, d), (n_k, d), (n_k, 3))
     )
-
-
-def dense_plan(head):
-    """The mask of a whole head, pair by pair."""
-    mask = np.zeros((head.n_q, head.n_k), dtype=bool)
-    for a, c in head.leaves:
-        mask[a:c, a:c] = np.tri(c - a, dtype=bool)
-    for r in head.rectangles:
-        mask[r.query_start : r.query_start + r.n_q, r.key_start : r.key_start + r.n_k] |= r.toarray()
-    return mask
 
 
 def only_rectangle(q, k, recipe, **options):
@@ -138,92 +127,6 @@ def test_when_all_keys_are_exact_so_is_the_result(name):
     out = hr.hyper_attention(q, k, v, recipe=preset(name, 64), rng=0, scale=0.7)
     np.testing.assert_allclose(out, hr.exact_attention(q, k, v, scale=0.7), rtol=1e-13, atol=1e-14)
     assert only_rectangle(q, k, preset(name, 64), rng=0).sampled_keys.size == 0
-
-
-@settings(max_examples=25)
-@given(
-    n_q=st.integers(1, 70),
-    n_k=st.integers(1, 40),
-    is_causal=st.booleans(),
-    dtype=st.sampled_from([np.float32, np.float64]),
-    logits=st.sampled_from([1, 80, 500]),
-)
-def test_captured_mass_is_the_masked_part_of_the_dense_softmax(n_q, n_k, is_causal, dtype, logits):
-    n_k = n_q if is_causal else n_k
-    q, k, _ = problem(n_q, n_k, lead=(2,), dtype=dtype, size=logits**0.5)
-    options = {"scale": 0.5, "is_causal": is_causal}
-    p = hr.attention_probabilities(q.astype(float), k.astype(float), **options)
-    plan = make_plan(q, k, recipe=EVERY_PART, min_seq_len=9, rng=0, **options)
-    masks = np.stack([dense_plan(head) for head in plan.heads])
-    expected = (p * masks).sum(axis=-1).mean(axis=-1)
-    np.testing.assert_allclose(captured_mass(q, k, plan, **options), expected, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(captured_mass(q, k, masks, **options), expected, rtol=1e-12, atol=1e-14)
-    assert captured_mass(q[0], k[0], masks[0], **options) == pytest.approx(expected[0], rel=1e-12)
-
-
-def test_captured_mass_takes_every_form_of_a_mask():
-    from scipy.sparse import coo_array
-
-    q, k, _ = problem(50, 40, lead=(3,))
-    view = hr.sort_lsh(q[0], k[0], 7, rng=0)
-    by_form = [
-        captured_mass(q, k, m)
-        for m in (view, view.toarray(), coo_array(view.toarray()), hr.Plan.stack([hr.Plan.from_views([view])] * 3))
-    ]
-    assert all(np.array_equal(by_form[0], other) for other in by_form)
-    assert by_form[0].shape == (3,)
-    assert captured_mass(q[0], k[0], None) == 0
-    assert captured_mass(q[0], k[0], np.ones((50, 40), dtype=bool)) == pytest.approx(1, abs=1e-14)
-
-
-def test_captured_mass_knows_grouped_heads():
-    q, k = problem(20, lead=(4,))[0], problem(20, lead=(2,))[1]
-    plan = make_plan(q, k, recipe=EVERY_PART, rng=0, enable_gqa=True)
-    unfolded = captured_mass(q, np.repeat(k, 2, axis=0), plan)
-    assert np.array_equal(captured_mass(q, k, plan, enable_gqa=True), unfolded)
-
-
-def test_captured_mass_forms_no_square_matrix():
-    n = 3000
-    q, k, _ = problem(n)
-    plan = make_plan(q, k, recipe=preset("local_heavy", 64), rng=0)
-    tracemalloc.start()
-    captured_mass(q, k, plan)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < n * n  # bytes: an eighth of a square float64 matrix, one boolean matrix
-
-
-@given(n_q=st.integers(1, 20), n_k=st.integers(1, 20), b=st.integers(1, 25), is_causal=st.booleans())
-def test_no_mask_of_as_many_keys_beats_the_oracle(n_q, n_k, b, is_causal):
-    n_k = n_q if is_causal else n_k
-    q, k, _ = problem(n_q, n_k)
-    mask = oracle_mask(q, k, b, is_causal=is_causal)
-    allowed = np.minimum(b, np.arange(1, n_k + 1)) if is_causal else min(b, n_k)
-    assert np.all(mask.sum(axis=1) == allowed)
-    best = np.sort(hr.attention_probabilities(q, k, is_causal=is_causal), axis=1)[:, ::-1][:, :b].sum(axis=1).mean()
-    assert captured_mass(q, k, mask, is_causal=is_causal) == pytest.approx(best, rel=1e-12)
-
-
-def test_the_oracle_is_its_mask_and_uniform_samples_for_the_rest():
-    q, k, v = problem(6, 9, lead=(2,))
-    exact = hr.exact_attention(q, k, v)
-    np.testing.assert_allclose(oracle_attention(q, k, v, 18, rng=0), exact, rtol=1e-13, atol=1e-14)
-    outs = oracle_attention(q, k, v, 5, rng=1)
-    for h, stream in enumerate(np.random.default_rng(1).spawn(2)):
-        drawn, mask = stream.integers(9, size=3), oracle_mask(q[h], k[h], 2)
-        weights = mask * 1.0
-        for j in drawn:
-            weights[:, j] += ~mask[:, j] * 9 / 3
-        a = weights * np.exp(q[h] @ k[h].T / 2)
-        np.testing.assert_allclose(outs[h], a @ v[h] / a.sum(axis=1, keepdims=True), rtol=1e-12, atol=1e-13)
-
-
-def test_the_oracle_takes_causal_grouped_and_huge_logits():
-    q, k, v = problem(12, lead=(4,), size=500)[0], *problem(12, lead=(2,))[1:]
-    out = oracle_attention(q, k, v, 24, is_causal=True, enable_gqa=True, rng=0)
-    exact = hr.exact_attention(q, k, v, is_causal=True, enable_gqa=True)
-    np.testing.assert_allclose(out, exact, rtol=1e-10, atol=1e-12)
 
 
 def test_ways_of_finding_large_entries_rank_on_real_heads_as_published():
