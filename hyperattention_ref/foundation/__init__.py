@@ -1,1 +1,1 @@
-"""What everything stands on: checks at the door, where arrays lie, results, the interface and registry of backends."""
+"""The base of the library: input checks, host and device memory, results, the interface and registry of backends."""

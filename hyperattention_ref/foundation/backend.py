@@ -1,6 +1,6 @@
-"""The interface of backends: what each must offer, the sums that it returns, and the walk over heads.
+"""The interface of backends: what each must implement, the sums that it returns, and the iteration over heads.
 
-What implements it is in the folder `backends/`; how one is found by its name, in `registry`.
+The folder `backends/` implements it; `registry` finds a backend by its name.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class AttentionSums(Result):
 
 @runtime_checkable
 class Backend(Protocol):
-    """What a backend must offer.
+    """What a backend must implement.
 
-    Arrays are `(..., n, d)` with equal leading shapes; they may be views with any strides, stride 0 included. They
-    have been checked: one floating dtype, finite, matching shapes, `scale` finite. `out` is `(..., n_q, d_v)` and
+    Arrays are `(..., n, d)` with equal leading shapes; they may be views with any strides, stride 0 included. They are
+    already checked: one floating dtype, finite, matching shapes, `scale` finite. `out` is `(..., n_q, d_v)` and
     `lse` `(..., n_q)`, the natural log of the softmax denominator.
 
-    A backend whose arrays are not on the host has one more attribute, `memory`, a `foundation.memory.Memory`: arrays
-    arrive as its views, results are arrays of the caller's library. Plans, masks, hyperplanes, samples and caps are
-    decisions and lie on the host. One that can go from noise to output without a Plan on the host may also offer
-    `drawn_attention`, see `cuda_cpp.backend.CudaBackend`.
+    A backend whose arrays are not on the host has one more attribute, `memory`, a `foundation.memory.Memory`. It
+    receives that memory's views and returns arrays of the caller's library. Plans, masks, hyperplanes, samples and caps
+    are always on the host. A backend that can compute the output from the noise without a Plan on the host may also
+    implement `drawn_attention`; see `cuda_cpp.backend.CudaBackend`.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Backend(Protocol):
     def capped_sums(self, q, k, mask, samples, log_caps, *, scale: float) -> tuple[Any, Any]:
         """The capped sums of Algorithm 2 over sampled keys, of one head, q `(n_q, d)` and k `(n_k, d)`.
 
-        With A = exp(scale q k^T), M the mask (as in `attention_sums`; the sampled keys of a Rectangle play no part),
+        With A = exp(scale q k^T), M the mask (as in `attention_sums`; the sampled keys of a Rectangle are ignored),
         ℓ = `samples` `(m,)`, m >= 1, int64 keys with repetition, and log C = `log_caps` `(n_q,)` float64, +inf for no
         cap: `log_sums` `(n_q,)`, log Σ_r (1 - M_{i,ℓ_r}) min(A_{i,ℓ_r}, C_i), -inf for an empty sum, and `n_capped`
         `(n_q,)` int64, how many of these draws have A_{i,ℓ_r} > C_i.

@@ -1,6 +1,6 @@
-"""The largest entries of arrays, by which the door refuses what is not finite or too large.
+"""The largest entries of arrays, from which input checks detect entries that are not finite or too large.
 
-A backend on a GPU may find them while it reads the arrays for another purpose; the door then asks for them last.
+A GPU backend may find them while it reads the arrays for another purpose; the checks then read them last.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from hyperattention_ref.foundation.memory import Memory
 
 
 class Extremes:
-    """max |x| of some arrays, each sought once, and read where it is needed: a GPU looks while the host goes on."""
+    """max |x| of named arrays, each computed once and read when needed: a GPU computes while the host goes on."""
 
     def __init__(self, memory: Memory, arrays: dict):
         self._memory, self._arrays = memory, arrays
-        self._begun: list[tuple[tuple[str, ...], Callable[[], list[float]]]] = []
+        self._pending: list[tuple[tuple[str, ...], Callable[[], list[float]]]] = []
 
     def begin(self, *names: str) -> None:
-        """Begin to look through these arrays."""
+        """Start computing max |x| of these arrays."""
         self.expect(names, self._memory.largest({name: self._arrays[name] for name in names}))
 
     def expect(self, names: tuple[str, ...], numbers: Callable[[], list[float]]) -> None:
-        """Somebody who reads these arrays anyhow looks through them; `numbers` waits for what is found."""
-        self._begun.append((names, numbers))
+        """Register `numbers`, which waits for max |x| of these arrays, computed by the caller."""
+        self._pending.append((names, numbers))
 
     @cached_property
     def values(self) -> list[float]:
-        """The numbers, sought now where nobody has begun; a ValueError if any entry is not finite."""
-        sought = {name for names, _ in self._begun for name in names}
-        if rest := [name for name in self._arrays if name not in sought]:
+        """max |x| of all arrays, computing those not started yet; a ValueError if any entry is not finite."""
+        pending = {name for names, _ in self._pending for name in names}
+        if rest := [name for name in self._arrays if name not in pending]:
             self.begin(*rest)
-        found = {name: x for names, numbers in self._begun for name, x in zip(names, numbers(), strict=True)}
+        largest = {name: x for names, numbers in self._pending for name, x in zip(names, numbers(), strict=True)}
         for name in self._arrays:
-            if not math.isfinite(found[name]):
+            if not math.isfinite(largest[name]):
                 raise ValueError(
                     f"{name} has non-finite entries; all must be finite: look for NaN or infinity upstream"
                 )
-        return [found[name] for name in self._arrays]
+        return [largest[name] for name in self._arrays]

@@ -1,7 +1,7 @@
-"""Every argument is checked here, once, at the door.
+"""Checks of all arguments, made once, where a public function is called.
 
-Each error names the argument, what was given, what is needed and what to do. Past the door the code assumes
-finite floating-point arrays of matching shapes.
+Each error names the argument, its value, the requirement and the remedy. All other code assumes finite floating-point
+arrays of matching shapes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from hyperattention_ref.foundation.memory import HOST, Memory, working_dtype
 
 
 def floating(name: str, x, memory: Memory = HOST):
-    """`x` as an array of a floating dtype with finite entries, in the memory where it must lie."""
+    """`x` as an array of a floating dtype with finite entries, in the required memory."""
     x = memory.view(name, x)
     _ = Extremes(memory, {name: x}).values
     return x
 
 
 def head(name: str, x, memory: Memory = HOST):
-    """One head `(n, d)`, n, d >= 1, as float64: what the literal functions work on."""
+    """One head `(n, d)`, n, d >= 1, as float64, the input of the literal functions."""
     x = floating(name, x, memory)
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(
@@ -50,7 +50,7 @@ def value(v, n_k: int, memory: Memory = HOST):
 
 
 def causal_lengths(n_q: int, n_k: int) -> None:
-    """Refuse causal attention of unequal lengths."""
+    """Raise an error for causal attention of unequal lengths."""
     if n_q != n_k:
         raise ValueError(
             f"is_causal with {n_q} queries and {n_k} keys; causal attention is defined for n_q == n_k here: "
@@ -59,13 +59,13 @@ def causal_lengths(n_q: int, n_k: int) -> None:
 
 
 def heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False, memory: Memory = HOST):
-    """Heads `(..., n, d)` of one dtype, finite; grouped-query heads are unfolded by views; `v` may be left out.
+    """Heads `(..., n, d)` of one dtype, finite; grouped-query heads become views; `v` may be omitted.
 
     Returns
     -------
     query, key, value : arrays of equal leading shape. With `enable_gqa` and group size g the query `(..., h, n_q, d)`
-        is viewed as `(..., h/g, g, n_q, d)` and key and value are broadcast along g with stride 0, nothing is copied.
-        `value` is None if it was left out.
+        is viewed as `(..., h/g, g, n_q, d)`; key and value are broadcast along g with stride 0, without a copy.
+        `value` is None if it was omitted.
     """
     *arrays, largest = measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
     _ = largest.values
@@ -73,16 +73,16 @@ def heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False, mem
 
 
 def measured_heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False, memory: Memory = HOST):
-    """As `heads`, then their Extremes, by which `logit_range` refuses entries that are not finite or too large."""
-    given = {"query": q, "key": k} | ({} if v is ... else {"value": v})
-    named = {name: memory.view(name, x) for name, x in given.items()}
+    """As `heads`, followed by their Extremes, with which `logit_range` detects non-finite or too large entries."""
+    named = {"query": q, "key": k} | ({} if v is ... else {"value": v})
+    named = {name: memory.view(name, x) for name, x in named.items()}
     arrays = tuple(named.values())
     for name, x in named.items():
         if x.ndim < 2 or 0 in x.shape:
             raise ValueError(f"{name} has shape {x.shape}; it must be (..., n, d) with no empty dimension")
     if len({str(x.dtype) for x in arrays}) > 1:
-        listed = ", ".join(f"{name} {x.dtype}" for name, x in named.items())
-        raise TypeError(f"dtypes differ ({listed}); all must be the same: convert them to one")
+        dtypes = ", ".join(f"{name} {x.dtype}" for name, x in named.items())
+        raise TypeError(f"dtypes differ ({dtypes}); all must be the same: convert them to one")
     if is_causal:
         causal_lengths(arrays[0].shape[-2], arrays[1].shape[-2])
     _matching(*arrays)
@@ -120,7 +120,7 @@ def _grouped(q, *keys_values, memory: Memory):
 
 
 def resolve_scale(scale, d: int) -> float:
-    """`scale` as a float; None means 1/sqrt(d), as in everyday attention."""
+    """`scale` as a float; None means 1/sqrt(d), as in standard attention."""
     if scale is None:
         return 1.0 / math.sqrt(d)
     return finite("scale", scale)
@@ -129,14 +129,14 @@ def resolve_scale(scale, d: int) -> float:
 def logit_range(
     q, k, scale: float, v=None, draws: int = 0, *, largest: Extremes | None = None, memory: Memory = HOST
 ) -> None:
-    """Refuse inputs whose logits or weighted sums could overflow the working type (float32 for shorter ones).
+    """Raise an error if logits or weighted sums could overflow the working type (float32 for shorter ones).
 
     `draws` is the largest number of sampled keys of a query, which add to the n_k terms of its sums; `largest` is what
-    `measured_heads` returns last; without it the entries are looked through here, in `memory`.
+    `measured_heads` returns last; without it, it is computed here, in `memory`.
     """
     limit = float(np.finfo(working_dtype(q)).max) / 4
-    given = {"query": q, "key": k} | ({} if v is None else {"value": v})
-    top = (largest or Extremes(memory, given)).values
+    arrays = {"query": q, "key": k} | ({} if v is None else {"value": v})
+    top = (largest or Extremes(memory, arrays)).values
     if not (abs(scale) <= limit and top[0] * top[1] * q.shape[-1] * max(1.0, abs(scale)) <= limit):
         raise ValueError(
             f"logits may overflow {working_dtype(q)}: max|query| = {top[0]:.3g}, max|key| = {top[1]:.3g}, "
@@ -165,7 +165,7 @@ def at_least(name: str, x, low: float) -> float:
 
 
 def positive(name: str, x, *, allow_infinite: bool = False) -> float:
-    """A positive real number, finite unless said otherwise."""
+    """A positive real number, finite unless `allow_infinite`."""
     if allow_infinite and isinstance(x, float | np.floating) and x == math.inf:
         return math.inf
     x = finite(name, x)

@@ -1,8 +1,8 @@
-"""Where the arrays of a backend live: in the memory of the host, or in that of a GPU.
+"""Where the arrays of a backend are stored: in the memory of the host or of a GPU.
 
-Past the door the library handles an array by its shape, its dtype and its slices alone, which cost nothing anywhere.
-The little arithmetic that it does itself, outside of the operations of a backend, it asks of the backend's `memory`.
-Nothing is copied between host and device but by `from_host` and `to_host`.
+After the input checks the library uses only the shape, dtype and slices of an array, which cost nothing anywhere. The
+few operations that it needs besides those of the backend are methods of the backend's `memory`. Only `from_host` and
+`to_host` copy between host and device.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ KDL_CUDA = (2, 13)  # device types of DLPack: memory of a CUDA device, and manag
 
 
 class Memory(Protocol):
-    """The arrays that a backend takes, and what the library does with them by itself.
+    """The arrays that a backend accepts, and the operations on them outside the backend.
 
-    A backend for NumPy arrays has none: `memory_of` gives it HOST.
+    A backend for NumPy arrays need not have one: `memory_of` returns HOST for it.
     """
 
     def view(self, name: str, x) -> Any:
-        """The caller's array as the library handles it: `shape`, `ndim`, `size`, `dtype`, `reshape` and basic slices.
+        """A view of the caller's array with `shape`, `ndim`, `size`, `dtype`, `reshape` and basic slices.
 
-        Nothing is copied. A TypeError names the remedy for an array that lies elsewhere or has a dtype that the
-        backend does not take. Its own views are taken as they are.
+        Nothing is copied. A TypeError names the remedy for an array in another memory or with a dtype that the backend
+        does not support. Its own views are returned unchanged.
         """
 
     def broadcast(self, x, shape: tuple[int, ...]) -> Any:
         """A view of that shape, with stride 0 along the axes where the view x has length 1."""
 
     def largest(self, named: dict[str, Any]) -> Callable[[], list[float]]:
-        """Begin to look for max |x| of each view; the result waits for it. NaN or infinity where there is one.
+        """Start computing max |x| of each view; the returned function waits for it. NaN or infinity if x has one.
 
-        The names are for errors: views must be in one memory.
+        The names are used in errors: all views must be on one device.
         """
 
     def copy(self, x, dtype, *, rows: np.ndarray | None = None) -> Any:
-        """The numbers of a view (..., n, d) in another dtype, of these rows only if `rows` is given."""
+        """A copy of a view (..., n, d) in another dtype, of the given `rows` only if they are not None."""
 
     def centred(self, x) -> Any:
-        """A positive multiple of the rows of a view (n, d) less their mean; its hash codes do not depend on the factor.
+        """The rows of a view (n, d) minus their mean, up to a positive factor, which does not affect hash codes.
 
-        The subtraction is exact to float64 on the host, to float32 elsewhere.
+        The subtraction is accurate to float64 on the host, to float32 elsewhere.
         """
 
     def to_host(self, x) -> np.ndarray:
         """A view, or a result of the backend, as a NumPy array (bfloat16 as float32)."""
 
     def from_host(self, x: np.ndarray, like=None) -> Any:
-        """A NumPy array as the backend takes it, with the strides it has, on the device of the view `like`."""
+        """A NumPy array as a view of this memory, with its strides, on the device of the view `like`."""
 
 
 class HostMemory:
-    """NumPy arrays, and whatever NumPy converts."""
+    """NumPy arrays, and objects that NumPy converts."""
 
     dtypes = ("float16", "float32", "float64")
 
@@ -63,7 +63,7 @@ class HostMemory:
         if kind := device_kind(x):
             raise TypeError(
                 f"{name} is a {kind} on a GPU, and this call works on the host: name a backend for GPUs, if the call "
-                f"takes one, or copy the array with {_to_host_by(x)}"
+                f"takes one, or copy the array with {_call_to_host(x)}"
             )
         x = np.asarray(x)
         if x.dtype.name not in self.dtypes:
@@ -77,8 +77,8 @@ class HostMemory:
         return np.broadcast_to(x, shape)
 
     def largest(self, named):
-        found = [max(abs(float(x.min())), abs(float(x.max()))) if x.size else 0.0 for x in named.values()]
-        return lambda: found  # NaN propagates through both min and max
+        largest = [max(abs(float(x.min())), abs(float(x.max()))) if x.size else 0.0 for x in named.values()]
+        return lambda: largest  # NaN propagates through both min and max
 
     def copy(self, x, dtype, *, rows=None):
         return (x if rows is None else x[..., rows, :]).astype(dtype, copy=False)
@@ -109,7 +109,7 @@ def working_dtype(x) -> np.dtype:
 
 
 def device_kind(x) -> str | None:
-    """What an array on a GPU is called, such as "torch.Tensor"; None for everything that is not on a GPU."""
+    """The type of an array on a GPU, such as "torch.Tensor"; None for anything that is not on a GPU."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         on_gpu = x.is_cuda
@@ -125,11 +125,11 @@ def device_kind(x) -> str | None:
 
 
 def library_of(x) -> str:
-    """The package that an array comes from."""
+    """The top-level package that defines the type of an array."""
     return type(x).__module__.partition(".")[0]
 
 
-def _to_host_by(x) -> str:
-    torch_way = "x.float().cpu().numpy()" if "bfloat16" in str(getattr(x, "dtype", "")) else "x.cpu().numpy()"
-    ways = {"cupy": "cupy.asnumpy(x)", "torch": torch_way}
-    return ways.get(library_of(x), "x.copy_to_host()" if hasattr(x, "copy_to_host") else "its own library")
+def _call_to_host(x) -> str:
+    torch_call = "x.float().cpu().numpy()" if "bfloat16" in str(getattr(x, "dtype", "")) else "x.cpu().numpy()"
+    calls = {"cupy": "cupy.asnumpy(x)", "torch": torch_call}
+    return calls.get(library_of(x), "x.copy_to_host()" if hasattr(x, "copy_to_host") else "its own library")

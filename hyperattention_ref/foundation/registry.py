@@ -1,7 +1,6 @@
-"""The registry of backends: their names, whether they can run here, and which of them a call gets.
+"""The registry of backends: their names, whether they can run here, and which of them a call uses.
 
-Backends are named here by text and imported at first use, so that every folder can select a backend and this one
-imports none.
+Modules are named by strings and imported on demand, so this module imports no backend.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ def available_backends() -> list[str]:
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of that name; a ValueError says why it is not available."""
-    # for a built-in backend the entry points of all installed packages need not be read
+    """The backend of that name; a ValueError says why it is unavailable."""
+    # A built-in backend does not need the entry points of installed packages.
     loaders = {name: _built_in(_BUILT_IN[name])} if name in _BUILT_IN else _loaders()
     if name not in loaders:
         raise ValueError(f"backend {name!r} is unknown; known here: {', '.join(loaders)}")
@@ -66,9 +65,9 @@ def get_backend(name: str) -> Backend:
 def select(backend, query, default: str | None = None) -> Backend:
     """The backend that will run.
 
-    None means `default`, or where there is none picks by the kind of array: `numba` for NumPy arrays and what NumPy
-    converts; of arrays on a GPU `numba-cuda` for those of Numba and `cupy` for all others. A name or an instance is
-    obeyed or refused; there is no fallback.
+    None means `default`. Without a default, the type of the array decides: `numba` for NumPy arrays and objects that
+    NumPy converts, `numba-cuda` for Numba's arrays on a GPU, `cupy` for all other arrays on a GPU. A named backend or
+    an instance runs or raises an error; there is no fallback.
     """
     if backend is None and default is not None:
         return get_backend(default)
@@ -86,7 +85,7 @@ def select(backend, query, default: str | None = None) -> Backend:
 
 @cache
 def _instance(kind: type) -> Any:
-    """The only backend of its class that goes by name: it may keep what it has sent to a device, or compiled."""
+    """The one instance of a named backend: it may cache arrays on a device, or compiled code."""
     return kind()
 
 
@@ -94,5 +93,5 @@ def _try_load(loader: Callable[[], type]) -> tuple[Any, str | None]:
     try:
         backend = _instance(loader())
         return backend, backend.unavailable()
-    except Exception as error:  # a broken plug-in must not take the others with it; its reason is shown instead
+    except Exception as error:  # a broken plug-in must not disable the others; its error is reported instead
         return None, f"{type(error).__name__}: {error}"

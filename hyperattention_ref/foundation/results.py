@@ -1,4 +1,4 @@
-"""What every result object shares."""
+"""The base class of result objects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Result:
     """Base of the frozen dataclasses that functions return: a readable repr and `to_dict()`."""
 
     def to_dict(self) -> dict:
-        """The fields as what `json.dump` takes: arrays as nested lists, non-finite floats as strings."""
+        """The fields in JSON types: arrays as nested lists, non-finite floats as strings."""
         return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     def __repr__(self) -> str:
@@ -26,7 +26,7 @@ class Result:
 
 
 def plain(x):
-    """`x` as JSON knows it."""
+    """`x` in JSON types."""
     if isinstance(x, Result):
         return x.to_dict()
     if isinstance(x, np.ndarray | np.generic):
