@@ -1,1 +1,1 @@
-"""What can be measured of a head: hardness, norms, errors, exactly or from drawn rows."""
+"""Measures of a head: hardness, norms and errors, exact or estimated from randomly drawn rows."""

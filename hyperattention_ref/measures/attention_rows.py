@@ -1,4 +1,4 @@
-"""Exact rows of an attention matrix, a panel at a time: what every estimate from a few rows is made of."""
+"""Exact rows of an attention matrix, in panels: the input of every estimate from randomly drawn rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ PANEL = 32
 """Rows in a panel: 16 MB of float32 logits at 131072 keys."""
 
 DEFAULT_ROWS = 1024
-STREAM = 0x726F7773  # the place of the drawn rows among all streams of one seed
+STREAM = 0x726F7773  # spawn key of the row draws, "rows" in ASCII; no other stream of a seed has it
+
+MaskRows = Callable[[np.ndarray], np.ndarray]
+"""A function from r query indices to these rows of a mask, (r, n_k) boolean."""
 
 
 class RowPanel(NamedTuple):
-    """Some rows of A and of P = D^-1 A.
+    """Rows of A and of P = D^-1 A.
 
     Attributes
     ----------
@@ -41,7 +44,7 @@ def attention_rows(q, k, rows, *, scale: float, is_causal: bool = False) -> Iter
     """Yield exact rows of the attention matrix of one head, at most 32 at a time.
 
     Derived: page "estimators". Logits are computed in the dtype of the inputs, row sums in float64; the largest logit
-    of a row is subtracted before exp, so that no logit is too large.
+    of a row is subtracted before exp, so that exp cannot overflow.
 
     Parameters
     ----------
@@ -61,40 +64,40 @@ def attention_rows(q, k, rows, *, scale: float, is_causal: bool = False) -> Iter
         logits = (q[panel] * q.dtype.type(scale)) @ k.T
         if is_causal:
             logits[columns > panel[:, None]] = -np.inf
-        top = logits.max(axis=1)
-        p = logits - top[:, None]
+        row_max = logits.max(axis=1)
+        p = logits - row_max[:, None]
         np.exp(p, out=p)
         sums = p.sum(axis=1, dtype=np.float64)
         p /= sums[:, None].astype(p.dtype)
-        yield RowPanel(panel, logits, top + np.log(sums), p)
+        yield RowPanel(panel, logits, row_max + np.log(sums), p)
 
 
 def draw_rows(rng, n_q: int, rows: int, heads: int) -> list[np.ndarray]:
     """For each head `rows` distinct query indices, uniform, in ascending order.
 
-    Derived: page "estimators". A statement about an output needs rows that are independent of it. They come from
-    streams of their own: no draw of `make_plan` shares them, not even one from the same integer seed, and a Generator
-    that is passed twice gives different rows each time.
+    Derived: page "estimators". A statement about an output needs rows that are independent of it, so they come from
+    separate streams: no draw of `make_plan` shares them, not even with the same integer seed. A Generator passed twice
+    gives different rows each time.
 
     Cost O(n_q) for each head.
     """
     child: Any = inputs.generator(rng).spawn(1)[0].bit_generator.seed_seq  # a SeedSequence, since it could be spawned
-    own = np.random.SeedSequence(child.entropy, spawn_key=(*child.spawn_key, STREAM))
-    return [np.sort(np.random.default_rng(seed).choice(n_q, rows, replace=False)) for seed in own.spawn(heads)]
+    row_seeds = np.random.SeedSequence(child.entropy, spawn_key=(*child.spawn_key, STREAM))
+    return [np.sort(np.random.default_rng(seed).choice(n_q, rows, replace=False)) for seed in row_seeds.spawn(heads)]
 
 
 def number_of_rows(rows, n_q: int) -> int:
-    """`rows` as given, at most n_q; None means 1024, or all of them if there are fewer."""
+    """`rows`, checked to be at most n_q; None means 1024, or all rows if there are fewer."""
     if rows is None:
         return min(DEFAULT_ROWS, n_q)
     return inputs.count("rows", rows, most=n_q)
 
 
-def mask_rows(mask, n_q: int, n_k: int) -> Callable[[np.ndarray], np.ndarray] | None:
+def mask_rows(mask, n_q: int, n_k: int) -> MaskRows | None:
     """A function from r query indices to these rows of a mask, (r, n_k) boolean; None for the empty mask.
 
     `mask` is a HeadPlan or the Plan of one head (its causal leaves are exact), a Rectangle, a BlockMask, a boolean
-    array, a SciPy sparse matrix or None. Only the boolean array is ever dense.
+    array, a SciPy sparse matrix or None. No dense mask is formed from the other types.
     """
     if mask is None:
         return None
@@ -114,9 +117,9 @@ def mask_rows(mask, n_q: int, n_k: int) -> Callable[[np.ndarray], np.ndarray] | 
 
 
 def head_masks(mask, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool) -> list:
-    """For each head in row-major order of `lead`, the function that `mask_rows` gives.
+    """The function that `mask_rows` returns, for each head in row-major order of `lead`.
 
-    `mask` is a Plan for all the heads, a boolean array `(*lead, n_q, n_k)`, or what `mask_rows` takes, for every head.
+    `mask` is a Plan for all heads, a boolean array `(*lead, n_q, n_k)`, or one argument of `mask_rows` for every head.
     """
     if isinstance(mask, Plan):
         mask.check_fits(lead, n_q, n_k, is_causal)
@@ -124,7 +127,7 @@ def head_masks(mask, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool)
     if isinstance(mask, np.ndarray) and lead and mask.ndim > 2:
         if mask.shape != (*lead, n_q, n_k):
             raise ValueError(f"mask has shape {mask.shape}; it must be {(n_q, n_k)} or {(*lead, n_q, n_k)}")
-        return [mask_rows(of_head, n_q, n_k) for of_head in mask.reshape(-1, n_q, n_k)]
+        return [mask_rows(head_mask, n_q, n_k) for head_mask in mask.reshape(-1, n_q, n_k)]
     return [mask_rows(mask, n_q, n_k)] * math.prod(lead)
 
 

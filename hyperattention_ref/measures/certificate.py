@@ -1,4 +1,4 @@
-"""How wrong this output is, said with a stated confidence from a few exact rows."""
+"""Confidence bounds for the error of an attention output, from a few exact rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hyperattention_ref.measures.spectral_guarantee import mean_of_values, quoti
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ErrorBounds(Result):
-    """What the drawn rows say about one output, E = Att - output; numbers, or arrays of the leading shape.
+    """Error bounds of one output, E = Att - output, from the drawn rows; numbers, or arrays of the leading shape.
 
     Attributes
     ----------
@@ -28,8 +28,8 @@ class ErrorBounds(Result):
     ratio : an upper bound of ||E||_op / (||P||_op ||V||_op), the epsilon of inequality (1).
     relative_frobenius : an upper bound of ||E||_F / ||Att||_F.
     frobenius_estimate, op_norm_estimate, ratio_estimate, relative_frobenius_estimate : the same quantities with the
-        sample in place of all rows, without any guarantee.
-    limit : what `frobenius` and `op_norm` would be had no row drawn any error: so many rows never certify less.
+        sample in place of all rows, without guarantee.
+    limit : `frobenius` and `op_norm` if no drawn row has any error: the least that this number of rows can certify.
     relative_limit : the same for `relative_frobenius`.
     """
 
@@ -47,7 +47,7 @@ class ErrorBounds(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sizes(Result):
-    """What the errors are compared with.
+    """Sizes to which the errors are compared.
 
     Attributes
     ----------
@@ -65,20 +65,20 @@ class Sizes(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Certificate(Result):
-    """What `certify` returns.
+    """The result of `certify`.
 
-    Each upper bound of `output`, `zero` and `mean` holds with probability at least `confidence` over the rows drawn,
-    taken by itself; that all hold at once is not claimed. The lower bounds in `sizes` are those that enter `ratio` and
-    `relative_frobenius` and hold with probability at least (1 + confidence) / 2 each.
+    Each upper bound in `output`, `zero` and `mean` individually holds with probability at least `confidence` over the
+    draw of the rows; not jointly. The lower bounds in `sizes` enter `ratio` and `relative_frobenius` and hold with
+    probability at least (1 + confidence) / 2 each.
 
     Attributes
     ----------
-    output : about the output given.
-    zero : about the output 0, from the same rows; its relative error is 1, so this shows how loose the bounds are.
-    mean : about the mean of V's rows in every row (of V_0 .. V_i with causal attention), which is flat attention.
+    output : bounds for the given output.
+    zero : bounds for the output 0, from the same rows; its relative error is 1, so this shows how loose the bounds are.
+    mean : bounds for the mean of V's rows in every row (of V_0 .. V_i with causal attention), which is flat attention.
     sizes : the denominators.
-    rows : s, the number of exact rows that were drawn for each head.
-    confidence : as given.
+    rows : s, the number of drawn rows for each head.
+    confidence : the argument of `certify`.
     """
 
     output: ErrorBounds
@@ -92,10 +92,10 @@ class Certificate(Result):
 def certify(
     q, k, v, output, *, rows=None, confidence: float = 0.95, scale=None, is_causal: bool = False, rng=None
 ) -> Certificate:
-    """Bound the error of this attention output, however it was computed, for about rows / n_q of the exact price.
+    """Bound the error of an attention output, however computed, at about rows / n_q of the cost of exact attention.
 
-    Derived: page "theory", certificates after the fact; page "estimators" says what the bounds assume and cannot say.
-    `spectral_error` gives the exact errors from the dense matrix.
+    Derived: page "theory", certificates after the fact; page "estimators" lists the assumptions and limits of the
+    bounds. `spectral_error` computes the exact errors from the dense matrix.
 
     Parameters
     ----------
@@ -104,10 +104,10 @@ def certify(
     v : (..., n_k, d_v) array, value.
     output : (..., n_q, d_v) array, finite, fixed before the rows are drawn; its type may differ from the others'.
     rows : s, exact rows for each head, drawn without replacement; None means 1024, or all if there are fewer.
-    confidence : of each bound by itself, in (0, 1).
+    confidence : of each individual bound, in (0, 1).
     scale : factor of the logits; None means 1 / sqrt(d).
     is_causal : pairs j > i do not exist.
-    rng : None, int or Generator for the rows. The output must not depend on them; one made by `hyper_attention` does
+    rng : None, int or Generator for the rows. The output must not depend on them; the output of `hyper_attention` does
         not, not even with the same integer seed.
 
     Returns
@@ -128,52 +128,50 @@ def certify(
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, v)
     output = inputs.floating("output", output)
-    if output.shape != (*q.shape[:-1], v.shape[-1]):
-        needed = (*q.shape[:-1], v.shape[-1])
-        raise ValueError(f"output has shape {output.shape}; it must be (..., n_q, d_v) = {needed}")
+    output_shape = (*q.shape[:-1], v.shape[-1])
+    if output.shape != output_shape:
+        raise ValueError(f"output has shape {output.shape}; it must be (..., n_q, d_v) = {output_shape}")
     rows, delta = number_of_rows(rows, n_q), failure_probability(confidence)
-    drawn = draw_rows(rng, n_q, rows, math.prod(lead))
+    row_sets = draw_rows(rng, n_q, rows, math.prod(lead))
     q, k, v = (x.astype(np.promote_types(x.dtype, np.float32), copy=False) for x in (q, k, v))
-    measured = {
-        head: _one_head(q[head], k[head], v[head], output[head], own_rows, scale, is_causal, delta)
-        for head, own_rows in zip(np.ndindex(lead), drawn, strict=True)
+    by_head = {
+        head: _one_head(q[head], k[head], v[head], output[head], head_rows, scale, is_causal, delta)
+        for head, head_rows in zip(np.ndindex(lead), row_sets, strict=True)
     }
 
-    def gathered(name: str):
-        return per_head(lambda head: measured[head][name], lead)
+    def stacked(name: str):
+        return per_head(lambda head: by_head[head][name], lead)
 
-    return Certificate(
-        gathered("output"), gathered("zero"), gathered("mean"), gathered("sizes"), rows, float(confidence)
-    )
+    return Certificate(stacked("output"), stacked("zero"), stacked("mean"), stacked("sizes"), rows, float(confidence))
 
 
 def _one_head(q, k, v, output, rows, scale: float, is_causal: bool, delta: float) -> dict[str, Result]:
     attention, p_low, p_estimate = _exact_rows(q, k, v, rows, scale, is_causal, delta)
     v, output = v.astype(np.float64), output.astype(np.float64)
-    # In units of a power of two near the largest entry: exact, and no square overflows or vanishes.
+    # In units of a power of two near the largest entry: exact, and no square overflows or underflows.
     unit = 2.0 ** (math.frexp(max(v.max(), -v.min(), output.max(), -output.min()))[1] - 1)
     for x in (v, output, attention):
         x /= unit
 
     center = v.mean(axis=0)
-    radius = _furthest(v, center)
+    radius = _max_distance(v, center)
     sizes = _sizes(attention, v, p_low, p_estimate, len(q), delta)
 
-    def bounds(drawn, distance: float) -> ErrorBounds:
-        found = _bounds(attention - drawn, distance + radius, sizes, len(q), delta)
-        return _times(unit, found, "frobenius", "op_norm", "frobenius_estimate", "op_norm_estimate", "limit")
+    def bounds(output_rows, distance: float) -> ErrorBounds:
+        result = _bounds(attention - output_rows, distance + radius, sizes, len(q), delta)
+        return _times(unit, result, "frobenius", "op_norm", "frobenius_estimate", "op_norm_estimate", "limit")
 
     mean = mean_of_values(v, len(q), is_causal)
     return {
-        "output": bounds(output[rows], _furthest(output, center)),
+        "output": bounds(output[rows], _max_distance(output, center)),
         "zero": bounds(0.0, float(np.linalg.norm(center))),
-        "mean": bounds(mean[rows], _furthest(mean, center)),
+        "mean": bounds(mean[rows], _max_distance(mean, center)),
         "sizes": _times(unit, sizes, "v_op_norm", "attention_frobenius_low", "attention_frobenius_estimate"),
     }
 
 
 def _exact_rows(q, k, v, rows, scale, is_causal, delta) -> tuple[np.ndarray, float, float]:
-    """The drawn rows of Att in float64; a lower bound (at delta / 2) and an estimate of ||P||_op."""
+    """The drawn rows of Att in float64, a lower bound of ||P||_op (at delta / 2), and an estimate of it."""
     s, n_q, n_k = len(rows), len(q), len(k)
     attention, sums, squares = [], np.zeros(n_k), np.zeros(n_k)
     for panel in attention_rows(q, k, rows, scale=scale, is_causal=is_causal):
@@ -181,25 +179,25 @@ def _exact_rows(q, k, v, rows, scale, is_causal, delta) -> tuple[np.ndarray, flo
         attention.append((p @ v).astype(np.float64))
         sums += p.sum(axis=0)
         squares += np.einsum("ij,ij->j", p, p)
-    # ||P^T 1||^2 / n_q: the mean over pairs of different rows of their product, and of a row with itself.
-    own = squares.sum() / s
-    others = (sums @ sums - squares.sum()) / (s * (s - 1)) if s > 1 else 0.0
-    estimate = math.sqrt(max(n_q / n_k, (n_q - 1) * others + own))
+    # ||P^T 1||^2 / n_q, from the mean squared norm of a row and the mean product of two different rows.
+    square = squares.sum() / s
+    product = (sums @ sums - squares.sum()) / (s * (s - 1)) if s > 1 else 0.0
+    estimate = math.sqrt(max(n_q / n_k, (n_q - 1) * product + square))
     return np.concatenate(attention), op_norm_lower(sums, squares, s, n_q, delta / 2), estimate
 
 
 def _sizes(attention, v, p_low: float, p_estimate: float, n_q: int, delta: float) -> Sizes:
-    largest = _furthest(v, 0.0) ** 2
+    largest = _max_distance(v, 0.0) ** 2
     mean = _mean_square(attention) / (largest or 1.0)
     low = largest * float(mean_lower(mean, delta / 2, len(attention), n_q))
     return Sizes(p_low, p_estimate, operator_norm(v), math.sqrt(n_q * low), math.sqrt(n_q * largest * mean))
 
 
-def _bounds(error, reach: float, sizes: Sizes, n_q: int, delta: float) -> ErrorBounds:
-    """The bounds from the drawn rows of E, none of which is longer than `reach`."""
-    b, s = reach**2, len(error)
+def _bounds(error, max_norm: float, sizes: Sizes, n_q: int, delta: float) -> ErrorBounds:
+    """The bounds from the drawn rows of E, where no row of E has a norm above `max_norm`."""
+    b, s = max_norm**2, len(error)
     mean, top = _mean_square(error), operator_norm(error) ** 2 / s
-    # A quotient of two bounds leaves half of delta to its numerator.
+    # In a quotient of two bounds, the numerator gets half of delta.
     deltas = np.array([delta, delta, delta, delta / 2, delta / 2, delta / 2])
     upper = mean_upper(np.array([mean, top, 0, mean, top, 0]) / (b or 1.0), deltas, s, n_q)
     frobenius, op, limit, frobenius_half, op_half, limit_half = np.sqrt(n_q * b * upper).tolist()
@@ -223,7 +221,7 @@ def _times(unit: float, result, *names: str):
     return replace(result, **{name: unit * getattr(result, name) for name in names})
 
 
-def _furthest(x: np.ndarray, center) -> float:
+def _max_distance(x: np.ndarray, center) -> float:
     """The largest distance of a row from `center`."""
     x = x - center
     return math.sqrt(np.einsum("ij,ij->i", x, x).max())

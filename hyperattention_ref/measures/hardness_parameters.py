@@ -1,4 +1,4 @@
-"""The hardness parameters alpha and kappa of an attention matrix, and what surrounds them, for any n."""
+"""The hardness parameters alpha and kappa of an attention matrix and related measures, for any n."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.tiling import causal_tiling
 
 DENSE_ENTRIES = 2**24
-"""Up to this many pairs the operator norm is taken of the dense P, which is cheaper than streaming it many times."""
+"""Up to this many pairs the operator norm comes from the dense P, which is cheaper than streaming P many times."""
 LOG_OVERFLOW = {"float16": math.log(65504), "bfloat16": math.log(3.3895e38), "float32": math.log(3.4028e38)}
 """Natural logarithms of the largest numbers: exp of a larger logit overflows."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Hardness(Result):
-    """What `hardness` measures; every field has the leading shape of the input in front.
+    """The result of `hardness`; every field has the leading shape of the input in front.
 
     A = exp(scale * Q K^T), P = D^-1 A its row-normalised form, R_i the unmasked part of row sum i of A. All fields
     but the kappas and the logits are functions of P alone.
@@ -41,11 +41,11 @@ class Hardness(Result):
     log_kappa : ln(max R_i / min R_i) over the rows with R_i > 0; 0.0 when there is none.
     log_kappa_rescaled : the same for E A, with 1 / E_ii a pilot estimate of R_i.
     frobenius_norm : ||P||_F, at most sqrt(alpha n_q / n_k).
-    op_norm : ||P||_op, at least sqrt(n_q / n_k); None if it was not asked for.
+    op_norm : ||P||_op, at least sqrt(n_q / n_k); None if not requested.
     op_norm_residual : ||P^T P u - op_norm^2 u|| for the unit vector u that gave op_norm: some squared singular value
         of P lies within this distance of op_norm^2, and op_norm is never above ||P||_op. 0 for dense matrices.
     stable_rank : ||P||_F^2 / ||P||_op^2, at most alpha; None without op_norm.
-    perplexity : (..., n_q) exp of the entropy of each row of P: over how many keys the row effectively spreads.
+    perplexity : (..., n_q) exp of the entropy of each row of P: the effective number of its keys.
     logit_min, logit_max : the range of scale * Q K^T, with causal attention over the pairs j <= i.
     """
 
@@ -74,8 +74,8 @@ def hardness(
     """Measure exactly how hard an attention matrix is for HyperAttention, without forming it.
 
     Paper: alpha and kappa of section 1, the hypotheses of Lemma 1 and Theorem 1. Derived: the rectangular alpha, the
-    curve, and kappa after row rescaling (page "theory"). Row sums of exp(Q K^T) differ by factors that have nothing
-    to do with attention, so kappa alone says little; kappa after rescaling says what rescaling leaves.
+    curve, and kappa after row rescaling (page "theory"). Row sums of exp(Q K^T) differ by factors that are unrelated
+    to attention, so kappa alone says little; kappa after rescaling is what remains.
 
     Parameters
     ----------
@@ -87,8 +87,8 @@ def hardness(
     scale : factor of the logits; None means 1 / sqrt(d).
     is_causal : pairs j > i do not exist (A_ij = 0). P_11 = 1 then, so alpha >= n whatever the input; flat causal
         attention has alpha near pi^2 / 6 n and kappa = n. `causal_hardness` measures the recursion's rectangles.
-    op_norm : False leaves out ||P||_op and the stable rank. For more than 2^24 pairs they need some 10 to 50 Lanczos
-        steps, each the price of two passes; everything else comes from one.
+    op_norm : False omits ||P||_op and the stable rank. For more than 2^24 pairs they need about 10 to 50 Lanczos steps,
+        each of two passes over all pairs; everything else needs one pass.
     rng : None, int or Generator for the 128 pilot keys of each head (uniform, with replacement); the heads draw from
         it in order. Only `log_kappa_rescaled` depends on it.
     backend : None, a name or an instance; see `backends.select`. "reference" is dense and float64.
@@ -102,26 +102,26 @@ def hardness(
     TypeError, ValueError : bad shapes, types or values; causal with n_q != n_k; logits that may overflow; a plan for
         other shapes, or a causal one.
 
-    Cost: n_q n_k (d + some 10) operations per head, memory O((n_q + n_k) d). Results are host arrays. From a GPU come
-    the sums over rows and columns, and for heads of up to 2^24 pairs q and k themselves, whose ||P||_op the host finds.
+    Cost: n_q n_k (d + some 10) operations per head, memory O((n_q + n_k) d). Results are host arrays. A GPU returns the
+    sums over rows and columns; for heads of up to 2^24 pairs q and k are copied, too, and the host computes ||P||_op.
     """
-    chosen = select(backend, q)
-    q, k, _, largest = inputs.measured_heads(q, k, is_causal=is_causal, memory=memory_of(chosen))
+    backend = select(backend, q)
+    q, k, _, largest = inputs.measured_heads(q, k, is_causal=is_causal, memory=memory_of(backend))
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, largest=largest)
     masks = _masks(mask, q.shape[:-2], q.shape[-2], k.shape[-2])
     rng = inputs.generator(rng)
 
     def one_head(index) -> Hardness:
-        return _one_head(q[index], k[index], masks(index), scale, is_causal, op_norm, rng, chosen)
+        return _one_head(q[index], k[index], masks(index), scale, is_causal, op_norm, rng, backend)
 
     return per_head(one_head, q.shape[:-2])
 
 
 def causal_hardness(q, k, *, min_seq_len: int = 4096, **options) -> dict[tuple[int, int, int], Hardness]:
-    """Measure the rectangles of the causal recursion, where the approximation happens.
+    """Measure the rectangles of the causal recursion, which are the approximated part.
 
-    Paper: Algorithm 4. Derived: the diagonal of a causal map forces alpha >= n, so that only rectangles tell.
+    Paper: Algorithm 4. Derived: the diagonal of a causal map forces alpha >= n, so only rectangles are informative.
 
     Parameters
     ----------
@@ -134,9 +134,9 @@ def causal_hardness(q, k, *, min_seq_len: int = 4096, **options) -> dict[tuple[i
     dict from (start, split, stop) to the Hardness of queries [split, stop) by keys [start, split); empty when n is at
     most min_seq_len.
     """
-    chosen = select(options.pop("backend", None), q)
-    q, k, _ = inputs.heads(q, k, is_causal=True, memory=memory_of(chosen))
-    options["backend"], options["rng"] = chosen, inputs.generator(options.get("rng"))
+    backend = select(options.pop("backend", None), q)
+    q, k, _ = inputs.heads(q, k, is_causal=True, memory=memory_of(backend))
+    options["backend"], options["rng"] = backend, inputs.generator(options.get("rng"))
     _, rectangles = causal_tiling(q.shape[-2], min_seq_len)
     return {(a, s, c): hardness(q[..., s:c, :], k[..., a:s, :], **options) for a, s, c in rectangles}
 
@@ -146,18 +146,18 @@ def _one_head(q, k, mask, scale, is_causal, op_norm, rng, backend) -> Hardness:
     memory = memory_of(backend)
     sums = backend.attention_sums(q, k, mask, scale=scale, is_causal=is_causal)
     sums = replace(sums, **{name: memory.to_host(getattr(sums, name)) for name in ARRAYS})
-    heavy = np.argsort(-sums.column_squares, kind="stable")
-    curve = n_k**2 / n_q * sums.column_squares[heavy]
+    heavy_columns = np.argsort(-sums.column_squares, kind="stable")
+    alpha_curve = n_k**2 / n_q * sums.column_squares[heavy_columns]
     squares = float(sums.column_squares.sum())
     pilot = rng.integers(n_k, size=PILOT_SIZE)
     log_pilot = pilot_log_row_sums(q, k, mask, pilot, scale=scale, is_causal=is_causal, backend=backend)
     norm = _norm(q, k, sums.log_total, scale, is_causal, backend) if op_norm else GramNorm(None, None)
     return Hardness(
-        alpha=float(curve[0]),
-        alpha_curve=curve,
-        heavy_columns=heavy,
-        log_kappa=_spread(sums.log_unmasked),
-        log_kappa_rescaled=_spread(sums.log_unmasked - log_pilot),
+        alpha=float(alpha_curve[0]),
+        alpha_curve=alpha_curve,
+        heavy_columns=heavy_columns,
+        log_kappa=_log_kappa(sums.log_unmasked),
+        log_kappa_rescaled=_log_kappa(sums.log_unmasked - log_pilot),
         frobenius_norm=math.sqrt(squares),
         op_norm=norm.value,
         op_norm_residual=norm.residual,
@@ -181,7 +181,7 @@ def _masks(mask, lead: tuple[int, ...], n_q: int, n_k: int):
 
 
 def _norm(q, k, log_total, scale, is_causal, backend) -> GramNorm:
-    """||P||_op: of the dense matrix where that is cheap, else by Lanczos on the streamed products with P and P^T."""
+    """||P||_op: from the dense matrix if that is cheap, else by Lanczos on the streamed products with P and P^T."""
     memory = memory_of(backend)
     if len(q) * len(k) <= DENSE_ENTRIES:
         q, k = (memory.to_host(x) for x in (q, k))
@@ -198,7 +198,7 @@ def _norm(q, k, log_total, scale, is_causal, backend) -> GramNorm:
     return gram_norm(gram, len(k), tolerance=float(np.finfo(work).eps))
 
 
-def _spread(log_r: np.ndarray) -> float:
-    """max - min over the rows with R_i > 0: a row that the mask covers completely is exact and has no part in kappa."""
+def _log_kappa(log_r: np.ndarray) -> float:
+    """max - min over the rows with R_i > 0: a row that the mask covers is exact and does not count for kappa."""
     finite = log_r[np.isfinite(log_r)]
     return float(np.ptp(finite)) if finite.size else 0.0

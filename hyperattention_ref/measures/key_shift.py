@@ -1,4 +1,4 @@
-"""kappa*: the smallest kappa that a shift of all keys can reach, and the shift that reaches it."""
+"""kappa*: the smallest kappa over all shifts of the keys, and the shift that attains it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class KeyShift(Result):
 
 
 def best_key_shift(q, log_unmasked, *, scale=None) -> KeyShift:
-    """Minimise kappa over all vectors added to every key, which leave attention as it is.
+    """Minimise kappa over all vectors added to every key, which leave attention unchanged.
 
     Derived: page "theory", 9.2. Adding c to every key multiplies row i of A by exp(scale <q_i, c>), so ln kappa* is
     the value of the linear program min u - l subject to l <= log R_i + scale <q_i, c> <= u.
@@ -35,7 +35,7 @@ def best_key_shift(q, log_unmasked, *, scale=None) -> KeyShift:
     Parameters
     ----------
     q : (n_q, d) float array, n_q <= 8192.
-    log_unmasked : (n_q,) log R_i; rows with -inf (covered by the mask) take no part.
+    log_unmasked : (n_q,) log R_i; rows with -inf (covered by the mask) are left out.
     scale : factor of the logits; None means 1 / sqrt(d).
 
     Returns
@@ -63,13 +63,13 @@ def best_key_shift(q, log_unmasked, *, scale=None) -> KeyShift:
     if not rows.any():
         return KeyShift(0.0, np.zeros(q.shape[1]))
     x, r = scale * q[rows], log_unmasked[rows]
-    size = np.abs(x).max() or 1.0  # the solver wants coefficients near 1
+    unit = np.abs(x).max() or 1.0  # the solver needs coefficients near 1
     one, zero = np.ones((len(x), 1)), np.zeros((len(x), 1))
-    above = np.hstack([x / size, -one, zero])  #   log R_i + <x_i, c> <= u
-    below = np.hstack([-x / size, zero, one])  #   l <= log R_i + <x_i, c>
+    upper = np.hstack([x / unit, -one, zero])  #   log R_i + <x_i, c> <= u
+    lower = np.hstack([-x / unit, zero, one])  #   l <= log R_i + <x_i, c>
     cost = np.r_[np.zeros(q.shape[1]), 1.0, -1.0]
-    solved = linprog(cost, A_ub=np.vstack([above, below]), b_ub=np.r_[-r, r], bounds=(None, None), method="highs")
-    if not solved.success:
-        raise ValueError(f"the linear program for the key shift was not solved: {solved.message}")
-    shift = solved.x[:-2] / size
+    result = linprog(cost, A_ub=np.vstack([upper, lower]), b_ub=np.r_[-r, r], bounds=(None, None), method="highs")
+    if not result.success:
+        raise ValueError(f"the linear program for the key shift was not solved: {result.message}")
+    shift = result.x[:-2] / unit
     return KeyShift(float(np.ptp(r + x @ shift)), shift)

@@ -1,4 +1,4 @@
-"""Confidence bounds for the mean of numbers in [0, 1], from a few of them drawn at random."""
+"""Confidence bounds for the mean of numbers in [0, 1], from a random sample of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from hyperattention_ref.foundation import inputs
 
-HALVINGS = 56  # the brackets below are at most a few times as wide as what they are relative to
+HALVINGS = 56  # enough for full precision: the initial brackets are at most a few times as wide as their end
 SMALLEST = 5e-324  # the least positive float64
 
 
 def binary_kl(p, q):
-    """The divergence kl(p, q) = p ln(p/q) + (1 - p) ln((1 - p)/(1 - q)) of two coins, in nats.
+    """The divergence kl(p, q) = p ln(p/q) + (1 - p) ln((1 - p)/(1 - q)) of two Bernoulli laws, in nats.
 
     Derived: page "theory", certificates after the fact. Computed from q - p by log1p, so that nearby p and q lose
     no digits.
@@ -34,8 +34,8 @@ def binary_kl(p, q):
 def kl_upper(p, level):
     """kl+(p, L) = sup{q >= p : kl(p, q) <= L}.
 
-    Derived: page "theory", inequality (H). Bisection, and the upper end of the last bracket, so never below the
-    supremum but for the rounding of kl. The bracket is proved: kl(p, q) >= (q - p)^2 / (2 q), and kl+ increases in p
+    Derived: page "theory", inequality (H). Bisection; the upper end of the last bracket, so never below the supremum up
+    to the rounding of kl. The first bracket is proved: kl(p, q) >= (q - p)^2 / (2 q), and kl+ increases in p
     from kl+(0, L) = 1 - e^{-L}.
 
     Parameters
@@ -80,26 +80,26 @@ def kl_lower(p, level):
     return np.where(level > 0, low, p)[()]
 
 
-def mean_upper(mean, delta, drawn: int, population: int):
+def mean_upper(mean, delta, sample_size: int, population: int):
     """An upper bound for the mean of a population of numbers in [0, 1], wrong with probability at most `delta`.
 
-    Derived: inequality (H), kl+(mean, ln(1/delta) / drawn), and never more than if all that were not drawn were 1,
-    which makes the bound exact once everything is drawn.
+    Derived: inequality (H), kl+(mean, ln(1/delta) / sample_size), and at most the mean if all numbers outside the
+    sample were 1, which makes the bound exact when the sample is the population.
 
     Parameters
     ----------
-    mean : mean of the sample, a number or array; rounding past 0 or 1 is forgiven.
+    mean : mean of the sample, a number or array; values outside [0, 1] by rounding are clipped.
     delta : in (0, 1), broadcast against it.
-    drawn, population : sizes of the sample, uniform without replacement, and of the population.
+    sample_size, population : sizes of the sample, uniform without replacement, and of the population.
     """
-    mean, share = np.clip(mean, 0.0, 1.0), drawn / population
-    return np.minimum(kl_upper(mean, -np.log(delta) / drawn), share * mean + (1 - share))
+    mean, fraction = np.clip(mean, 0.0, 1.0), sample_size / population
+    return np.minimum(kl_upper(mean, -np.log(delta) / sample_size), fraction * mean + (1 - fraction))
 
 
-def mean_lower(mean, delta, drawn: int, population: int):
-    """The lower bound that belongs to `mean_upper`: kl-, and never less than if all that were not drawn were 0."""
+def mean_lower(mean, delta, sample_size: int, population: int):
+    """The lower bound like `mean_upper`: kl-, and at least the mean if all numbers outside the sample were 0."""
     mean = np.clip(mean, 0.0, 1.0)
-    return np.maximum(kl_lower(mean, -np.log(delta) / drawn), drawn / population * mean)
+    return np.maximum(kl_lower(mean, -np.log(delta) / sample_size), sample_size / population * mean)
 
 
 def failure_probability(confidence) -> float:
@@ -111,11 +111,11 @@ def failure_probability(confidence) -> float:
 
 
 def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # where a coin cannot show what the other does
-        return _share(p, q, q - p) + _share(1 - p, 1 - q, p - q)
+    with np.errstate(over="ignore"):  # infinite where q excludes an outcome that p allows
+        return _kl_term(p, q, q - p) + _kl_term(1 - p, 1 - q, p - q)
 
 
-def _share(p: np.ndarray, q: np.ndarray, step: np.ndarray) -> np.ndarray:
+def _kl_term(p: np.ndarray, q: np.ndarray, step: np.ndarray) -> np.ndarray:
     """-p ln(q / p) for step = q - p, and 0 for p = 0."""
     from scipy.special import xlog1py
 

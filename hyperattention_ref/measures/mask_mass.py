@@ -1,32 +1,27 @@
-"""How much of the softmax mass a way of finding large entries finds."""
+"""The fraction of the softmax mass that a mask of large entries captures."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
-from hyperattention_ref.measures.attention_rows import attention_rows, head_masks
-
-Marked = Callable[[np.ndarray], np.ndarray]
-"""From r query indices to these rows of a mask, (r, n_k) boolean."""
+from hyperattention_ref.measures.attention_rows import MaskRows, attention_rows, head_masks
 
 
 def captured_mass(q, k, plan_or_mask, *, scale=None, is_causal: bool = False, enable_gqa: bool = False):
-    """The fraction of the softmax mass that the exact pairs of a plan or mask hold: mean_i sum_j M_ij P_ij.
+    """The fraction of the softmax mass that the exact pairs of a plan or mask capture: mean_i sum_j M_ij P_ij.
 
-    Derived: P = D^-1 A has row sums 1, so each row's masked part is a fraction. Sampled keys hold nothing; a causal
-    leaf holds all that its rows have there.
+    Derived: P = D^-1 A has row sums 1, so each row's masked part is a fraction. Sampled keys capture nothing; a causal
+    leaf captures all of its pairs.
 
     Parameters
     ----------
     q : (..., n_q, d) float array.
     k : (..., n_k, d) array of the same dtype and leading shape (see `enable_gqa`).
     plan_or_mask : a Plan for these heads; or one mask for all heads (BlockMask, boolean (n_q, n_k) array, SciPy sparse
-        matrix, None for no pair at all); or a boolean array (..., n_q, n_k), one mask for each head.
+        matrix, None for no pair); or a boolean array (..., n_q, n_k), one mask for each head.
     scale : multiplies the logits; None means 1/sqrt(d).
-    is_causal : query i sees the keys 0 .. i only; a plan must be causal too.
+    is_causal : query i sees the keys 0 .. i only; a plan must be causal, too.
     enable_gqa : query heads (axis -3) share key heads, as in grouped-query attention.
 
     Returns
@@ -42,14 +37,14 @@ def captured_mass(q, k, plan_or_mask, *, scale=None, is_causal: bool = False, en
     inputs.logit_range(q, k, scale)
     masks = head_masks(plan_or_mask, lead, q.shape[-2], k.shape[-2], is_causal)
     indices = np.ndindex(q.shape[:-2])
-    masses = [_one_head(q[i], k[i], marked, scale, is_causal) for i, marked in zip(indices, masks, strict=True)]
+    masses = [_one_head(q[i], k[i], mask, scale, is_causal) for i, mask in zip(indices, masks, strict=True)]
     return np.array(masses).reshape(lead) if lead else masses[0]
 
 
-def _one_head(q, k, marked: Marked | None, scale: float, is_causal: bool) -> float:
-    if marked is None:
+def _one_head(q, k, mask: MaskRows | None, scale: float, is_causal: bool) -> float:
+    if mask is None:
         return 0.0
-    q, k, every = q.astype(np.float64), k.astype(np.float64), np.arange(len(q))
-    panels = attention_rows(q, k, every, scale=scale, is_causal=is_causal)
-    mass = sum(float(panel.probabilities.sum(where=marked(panel.rows))) for panel in panels)
-    return min(mass / len(q), 1.0)  # rounding may lead past 1
+    q, k, rows = q.astype(np.float64), k.astype(np.float64), np.arange(len(q))
+    panels = attention_rows(q, k, rows, scale=scale, is_causal=is_causal)
+    mass = sum(float(panel.probabilities.sum(where=mask(panel.rows))) for panel in panels)
+    return min(mass / len(q), 1.0)  # rounding may exceed 1

@@ -1,4 +1,4 @@
-"""Operator norm, Frobenius norm and stable rank of a dense matrix, at any scale of its entries."""
+"""Operator norm, Frobenius norm and stable rank of a dense matrix with entries of any scale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.results import Result
 
-SMALL = 128  # up to this many rows or columns the eigenvalues of the whole Gram matrix cost less than Lanczos
+SMALL = 128  # up to this many rows or columns, all eigenvalues of the Gram matrix cost less than Lanczos
 
 
 def operator_norm(x) -> float:
@@ -19,12 +19,12 @@ def operator_norm(x) -> float:
 
     Paper: the norm of (1), of Lemma 1 and of Lemma 2. It is the square root of the largest eigenvalue of the smaller
     Gram matrix: all its eigenvalues when min(n, m) <= 128, else the Lanczos method (ARPACK). Its start vector is fixed
-    and pseudo-random, so that no structured matrix has a top singular vector orthogonal to it. Where Lanczos does not
-    converge soon the dense SVD answers.
+    and pseudo-random, so that no structured matrix has a top singular vector orthogonal to it. If Lanczos does not
+    converge quickly, the dense SVD is used.
 
     Parameters
     ----------
-    x : (n, m) float16, float32 or float64 array, computed with in float64 at any scale.
+    x : (n, m) float16, float32 or float64 array with entries of any scale; computed in float64.
 
     Returns
     -------
@@ -32,18 +32,18 @@ def operator_norm(x) -> float:
 
     Raises
     ------
-    TypeError, ValueError : `x` is no finite floating-point matrix.
+    TypeError, ValueError : `x` is not a finite floating-point matrix.
     OverflowError : the norm itself exceeds the largest float64.
 
-    Cost: n m min(n, m) operations for a small side, else n m per Lanczos step, of which some 20 to 100 are usual.
+    Cost: n m min(n, m) operations for a small side, else n m per Lanczos step, usually 20 to 100 steps.
     """
     x, exponent = _scaled(_matrix(x))
     if not x.any():
         return 0.0
     if x.shape[0] < x.shape[1]:
         x = x.T
-    top = float(np.linalg.eigvalsh(x.T @ x)[-1]) ** 0.5 if x.shape[1] <= SMALL else _lanczos(x)
-    return math.ldexp(top, exponent)
+    norm = float(np.linalg.eigvalsh(x.T @ x)[-1]) ** 0.5 if x.shape[1] <= SMALL else _lanczos(x)
+    return math.ldexp(norm, exponent)
 
 
 def frobenius_norm(x) -> float:
@@ -67,7 +67,7 @@ def stable_rank(x) -> float:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GramNorm(Result):
-    """An operator norm found through products with X^T X, and how well it is determined.
+    """An operator norm computed from products with X^T X, and its residual.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class GramNorm(Result):
 
 
 def gram_norm(gram: Callable[[np.ndarray], np.ndarray], n: int, tolerance: float) -> GramNorm:
-    """The operator norm of a matrix X that is known through the products u -> X^T X u only.
+    """The operator norm of a matrix X, from the products u -> X^T X u alone.
 
     Derived: a Rayleigh quotient and the residual of its vector; the vector comes from Lanczos (ARPACK) with a fixed
     pseudo-random start.
@@ -116,7 +116,7 @@ def _matrix(x) -> np.ndarray:
 
 
 def _scaled(x: np.ndarray) -> tuple[np.ndarray, int]:
-    """`x` times a power of two, so exactly, with largest entry in [1/2, 1); and the exponent that undoes it."""
+    """`x` times a power of two, exactly, with largest entry in [1/2, 1), and the exponent that reverts it."""
     exponent = math.frexp(max(x.max(), -x.min()))[1]
     return np.ldexp(x, -exponent), exponent
 
@@ -129,7 +129,7 @@ def _lanczos(x: np.ndarray) -> float:
     start = np.random.default_rng(0).standard_normal((m,))
     try:
         # 50 restarts cost about as much as the dense SVD of a square matrix with a thousand rows.
-        top = eigsh(gram, k=1, which="LA", v0=start, tol=1e-12, maxiter=50, return_eigenvectors=False)
+        (eigenvalue,) = eigsh(gram, k=1, which="LA", v0=start, tol=1e-12, maxiter=50, return_eigenvectors=False)
     except ArpackError:
         return float(np.linalg.norm(x, 2))
-    return float(top[0]) ** 0.5
+    return float(eigenvalue) ** 0.5

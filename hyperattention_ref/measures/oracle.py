@@ -1,4 +1,4 @@
-"""The oracle: what a recipe could reach if it knew the attention map. Dense, a yardstick for small n only."""
+"""The oracle: the best that a recipe could reach if it knew the attention map. Dense, for small n only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hyperattention_ref.plan.noise import head_streams
 
 
 def oracle_mask(q, k, keys_per_query: int, *, scale=None, is_causal: bool = False, enable_gqa: bool = False):
-    """The mask of each query's keys of largest logit.
+    """The mask of the keys with the largest logits of each query.
 
-    Derived: no mask of so many keys per query holds more softmax mass, so `captured_mass` of it bounds what any way of
-    finding large entries can reach. It is no Plan: every query has keys of its own.
+    Derived: no mask with as many keys per query captures more softmax mass, so its `captured_mass` is an upper bound
+    for every recipe. It is not a Plan, because each query has different keys.
 
     Parameters
     ----------
@@ -46,16 +46,16 @@ def oracle_attention(
 ):
     """Attention in which half of the budget goes to each query's largest logits, half to uniform samples.
 
-    Derived: the yardstick for recipes at equal budget. The mask is `oracle_mask` with budget // 2 keys; the rest of the
-    budget are keys drawn uniformly with replacement, the same for all queries of a head, each of log-weight log(n_k/m)
-    and left out where the mask has it. Not causal by rectangles: the whole head at once.
+    Derived: the reference for recipes at equal budget. The mask is `oracle_mask` with budget // 2 keys. The rest of the
+    budget are keys drawn uniformly with replacement, the same for all queries of a head, each with log-weight
+    log(n_k/m) and left out where the mask has it. Causal attention is not split into rectangles.
 
     Parameters
     ----------
     q, k, scale, is_causal, enable_gqa : as for `oracle_mask`.
     v : (..., n_k, d_v) array.
     budget : keys per query, at least 2.
-    rng : None, seed or numpy.random.Generator. Each head has a stream of its own.
+    rng : None, seed or numpy.random.Generator. Each head has its own stream.
 
     Returns
     -------
@@ -77,11 +77,11 @@ def _one_head(q, k, v, budget: int, scale: float, is_causal: bool, rng: np.rando
     logits = attention_logits(q, k, scale, is_causal)
     mask = _largest(logits, budget // 2)
     m = budget - budget // 2
-    drawn = rng.integers(len(k), size=m)
-    masked = np.where(mask, logits, -np.inf)
-    sampled = np.where(mask[:, drawn], -np.inf, logits[:, drawn] + math.log(len(k) / m))
+    samples = rng.integers(len(k), size=m)
+    masked_logits = np.where(mask, logits, -np.inf)
+    sampled_logits = np.where(mask[:, samples], -np.inf, logits[:, samples] + math.log(len(k) / m))
     v = v.astype(np.float64)
-    out, _ = softmax_average(np.hstack([masked, sampled]), np.vstack([v, v[drawn]]))
+    out, _ = softmax_average(np.hstack([masked_logits, sampled_logits]), np.vstack([v, v[samples]]))
     return out
 
 

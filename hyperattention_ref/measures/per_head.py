@@ -1,4 +1,4 @@
-"""Measures of one head, taken over `(..., n, d)`."""
+"""A measure of one head, applied to arrays `(..., n, d)`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Measured = TypeVar("Measured", bound=Result)
 
 
 def per_head(measure: Callable[[tuple[int, ...]], Measured], leading_shape: tuple[int, ...]) -> Measured:
-    """Measure every head and gather the results.
+    """Measure every head and stack the results.
 
-    `measure(index)` is the result for the head at `index`. Without leading dimensions that result is returned as it
-    is; otherwise one of the same class, each field an array of shape `leading_shape` + the shape of one head's field.
+    `measure(index)` is the result for the head at `index`. Without leading dimensions that result is returned;
+    otherwise one of the same class, each field an array of shape `leading_shape` + the shape of one head's field.
     """
     results = [measure(index) for index in np.ndindex(leading_shape)]
     if not leading_shape:
         return results[0]
     fields: dict[str, np.ndarray | None] = {}
     for name in (field.name for field in dataclasses.fields(results[0])):
-        if getattr(results[0], name) is None:  # not asked for, so in no head
+        if getattr(results[0], name) is None:  # not requested, so missing in every head
             fields[name] = None
             continue
         stacked = np.stack([getattr(result, name) for result in results])

@@ -1,4 +1,4 @@
-"""The error that the paper's guarantee is about, with two trivial baselines beside it."""
+"""The error of the paper's guarantee, with two trivial baselines."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hyperattention_ref.measures.per_head import per_head
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SpectralError(Result):
-    """Errors of an estimate of Att = P V, and of two estimates that look at no query: zero, and the mean of V.
+    """Errors of an estimate of Att = P V and of two estimates that ignore the queries: zero, and the mean of V.
 
-    One number each for one head, arrays of the leading shape otherwise. Where the denominator is 0 the error 0 gives
-    0.0 and any other error infinity.
+    Numbers for one head, arrays of the leading shape otherwise. If the denominator is 0, the error 0 gives 0.0 and any
+    other error infinity.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class SpectralError(Result):
     relative_frobenius : ||Att - estimate||_F / ||Att||_F.
     ratio_zero, relative_frobenius_zero : the same for the zero matrix; the latter is 1 unless Att = 0.
     ratio_mean, relative_frobenius_mean : the same for the mean of V's rows in every row; with causal attention row i
-        is the mean of V_0 .. V_i. This is what flat attention (equal logits) returns.
+        is the mean of V_0 .. V_i. This is the output of flat attention (equal logits).
     """
 
     ratio: PerHead
@@ -42,14 +42,14 @@ def spectral_error(q, k, v, estimate, *, scale=None, is_causal: bool = False) ->
     """Measure an attention output, however computed, against exact attention.
 
     Paper: inequality (1). Derived: the baselines. A matrix with one column that takes all the attention has
-    ||P||_op = sqrt(n_q), which makes `ratio` small for any output; an estimate is of use where it beats the baselines.
+    ||P||_op = sqrt(n_q), which makes `ratio` small for any output; an estimate is useful if it beats the baselines.
 
     Parameters
     ----------
     q : (..., n_q, d) array, query.
     k : (..., n_k, d) array, key.
     v : (..., n_k, d_v) array, value.
-    estimate : (..., n_q, d_v) array, finite; its type may differ from the others', all is computed in float64.
+    estimate : (..., n_q, d_v) array, finite; its type may differ from the others'. All is computed in float64.
     scale : factor of the logits; None means 1 / sqrt(d).
     is_causal : pairs j > i do not exist.
 
@@ -67,9 +67,9 @@ def spectral_error(q, k, v, estimate, *, scale=None, is_causal: bool = False) ->
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, v)
     estimate = inputs.floating("estimate", estimate).astype(np.float64)
-    needed = (*q.shape[:-1], v.shape[-1])
-    if estimate.shape != needed:
-        raise ValueError(f"estimate has shape {estimate.shape}; it must be (..., n_q, d_v) = {needed}")
+    shape = (*q.shape[:-1], v.shape[-1])
+    if estimate.shape != shape:
+        raise ValueError(f"estimate has shape {estimate.shape}; it must be (..., n_q, d_v) = {shape}")
 
     def measure(head):
         p = attention_probabilities(q[head], k[head], scale=scale, is_causal=is_causal)
