@@ -1,8 +1,8 @@
-"""Synthetic attention problems whose properties are set by hand, stated, and tested.
+"""Synthetic attention problems with prescribed, stated and tested properties.
 
 Every generator returns a `Problem` of float64 arrays. Common arguments: `n`, the number of queries and of keys;
-`d`, the number of coordinates of a query (where the family does not fix it); `d_v`, that of a value; `rng`, as
-everywhere None, a seed or a Generator. Values are independent N(0, 1). "Exact" means up to rounding.
+`d`, the number of coordinates of a query (where the family does not fix it); `d_v`, that of a value; `rng`: None, a
+seed or a Generator. Values are independent N(0, 1). "Exact" means up to rounding.
 
 alpha and kappa are those of the theory page: with A = exp(scale Q K^T) and P = A with its rows normalised,
 alpha = n max_j ||P e_j||^2 and kappa = the largest over the smallest row sum of A outside the mask. Two facts serve
@@ -23,13 +23,13 @@ from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.plan.block_mask import BlockMask, dense_mask
 
-# What depends on P alone, and therefore survives a rescaling of rows.
+# Properties of P alone, which a rescaling of rows keeps.
 _OF_P = ("alpha", "alpha_max", "op_norm", "stable_rank", "mask_mass_min", "sink_key", "sink_mass", "needle_mass")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Problem(Result):
-    """One head with known properties: what every generator of this page returns.
+    """One head with known properties, returned by every generator.
 
     Derived: page "theory", synthetic families.
 
@@ -37,11 +37,11 @@ class Problem(Result):
     ----------
     name : the family.
     query, key : (n, d) float64. value : (n, d_v) float64.
-    scale : what multiplies the logits.
+    scale : factor of the logits.
     mask : which entries count as large: an (n, n) boolean array, a BlockMask, or None for none.
-    guarantee : what holds for these very arrays, in words.
+    guarantee : what holds for these arrays, in words.
     exact : the same in numbers, by name: `alpha` and `log_kappa` (natural logarithm) where known in closed form,
-        `alpha_max` and `log_kappa_max` where only bounded, and what is special to the family.
+        `alpha_max` and `log_kappa_max` where only bounded, and properties specific to the family.
     """
 
     name: str
@@ -58,7 +58,7 @@ def gaussian(n: int, d: int = 64, *, rng=None, d_v: int | None = None) -> Proble
     """Queries and keys with independent N(0, 1) entries, scale 1/sqrt(d).
 
     Derived: given query q, its logits are independent N(0, ||q||^2 / d), so about N(0, 1) for large d. Nothing is
-    bounded for sure: `exact` is empty. Cost O(n d).
+    bounded with certainty: `exact` is empty. Cost O(n d).
     """
     n, d, rng = inputs.count("n", n), inputs.count("d", d), inputs.generator(rng)
     query, key = rng.standard_normal((2, n, d))
@@ -82,7 +82,7 @@ def sphere(n: int, d: int = 64, scale: float = 1.0, *, rng=None, d_v: int | None
 def planted_clusters(
     n: int, d: int = 64, clusters: int | None = None, angle: float = 0.2, mass: float = 0.9, *, rng=None, d_v=None
 ) -> Problem:
-    """Clusters of near pairs, which LSH should find, in an unknown order; the mask marks them.
+    """Clusters of near pairs, which LSH should find, in random order; the mask marks them.
 
     Derived: the axes of the clusters are orthonormal and each unit row lies within angle/2 of its axis, so by fact (ii)
     near pairs make at most `angle` and all others between pi/2 - angle and pi/2 + angle. With c the smallest cluster,
@@ -96,7 +96,7 @@ def planted_clusters(
     angle : in radians, in [0, pi/4): the largest angle of a query and a key of one cluster.
     mass : in (0, 1): every row has at least this fraction of its softmax in its own cluster.
     """
-    n, d, rng = inputs.count("n", n), _at_least("d", d, 2), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d, least=2), inputs.generator(rng)
     clusters = inputs.count("clusters", min(n, d) if clusters is None else clusters, most=min(n, d))
     angle, mass = _within("angle", angle, 0, math.pi / 4), _within("mass", mass, 0, 1, open_low=True)
     axes = _orthonormal(rng, d, clusters).T
@@ -129,12 +129,12 @@ def cones(
     ----------
     query_angle, key_angle : in radians, in [0, pi]: half-openings of the cones; the angle to the axis is uniform.
     axis_angle : in radians, in [0, pi]: the angle of the two axes.
-    scale : None means sqrt(d), the logits of rows of length sqrt(d) under the everyday scale 1/sqrt(d).
+    scale : None means sqrt(d), which gives the logits of rows of length sqrt(d) at the standard scale 1/sqrt(d).
     """
-    n, d, rng = inputs.count("n", n), _at_least("d", d, 2), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d, least=2), inputs.generator(rng)
     scale = math.sqrt(d) if scale is None else inputs.positive("scale", scale)
-    given = {"query_angle": query_angle, "key_angle": key_angle, "axis_angle": axis_angle}
-    s, t, u = (_within(name, x, 0, math.pi, open_high=False) for name, x in given.items())
+    angles = {"query_angle": query_angle, "key_angle": key_angle, "axis_angle": axis_angle}
+    s, t, u = (_within(name, x, 0, math.pi, open_high=False) for name, x in angles.items())
     query_axis = _unit(rng.standard_normal((1, d)))
     key_axis = _tilted(rng, query_axis, np.array([u]))
     query, key = (_tilted(rng, np.repeat(a, n, 0), x * rng.random(n)) for a, x in ((query_axis, s), (key_axis, t)))
@@ -150,11 +150,11 @@ def cones(
 def sink(n: int, d: int = 64, mass: float = 0.9, *, rng=None, d_v: int | None = None) -> Problem:
     """Key 0 takes exactly the fraction `mass`, in [1/2, 1), of every row; the rest is Gaussian in d - 1 coordinates.
 
-    Derived: key 0 is the last unit vector, on which no other key has a part, and query i has there the coordinate
+    Derived: key 0 is the last unit vector, to which all other keys are orthogonal, and query i has there the coordinate
     that makes logit i0 = log(mass/(1 - mass)) + log sum_{j>0} A_ij; hence P_i0 = mass. Column 0 has squared norm
     n mass^2, any other at most n (1 - mass)^2, which is no more; hence alpha = n^2 mass^2. n, d >= 2. Cost O(n^2 d).
     """
-    n, d, rng = _at_least("n", n, 2), _at_least("d", d, 2), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n, least=2), inputs.count("d", d, least=2), inputs.generator(rng)
     mass = _within("mass", mass, 0.5, 1)
     base = gaussian(n, d - 1, rng=rng, d_v=d if d_v is None else d_v)
     sink_logit = math.log(mass / (1 - mass)) + _log_row_sums(base.query, base.key[1:], base.scale)
@@ -202,7 +202,7 @@ def scale_rows(problem: Problem, log_factors) -> Problem:
     """Multiply row i of A by exp(log_factors[i]) and leave P, the values and the mask as they are.
 
     Derived: one more coordinate, log_factors[i]/scale in query i and 1 in every key, adds log_factors[i] to the whole
-    row of logits; normalisation takes it out again. The result has d + 1 coordinates, and its log kappa exceeds the
+    row of logits; normalisation removes it again. The result has d + 1 coordinates, and its log kappa exceeds the
     old one by at most the range of `log_factors`, an (n,) floating-point array. Cost O(n d).
     """
     n = problem.query.shape[0]
@@ -210,8 +210,8 @@ def scale_rows(problem: Problem, log_factors) -> Problem:
     if log_factors.shape != (n,):
         raise ValueError(f"log_factors has shape {log_factors.shape}; it must be ({n},), one for each query")
     exact = {name: x for name, x in problem.exact.items() if name in _OF_P}
-    if known := [problem.exact[name] for name in ("log_kappa", "log_kappa_max") if name in problem.exact]:
-        exact["log_kappa_max"] = known[0] + float(np.ptp(log_factors))
+    if bounds := [problem.exact[name] for name in ("log_kappa", "log_kappa_max") if name in problem.exact]:
+        exact["log_kappa_max"] = bounds[0] + float(np.ptp(log_factors))
     return replace(
         problem,
         name=f"{problem.name}, rows scaled",
@@ -230,7 +230,7 @@ def row_scales(n: int, d: int, log_kappa: float, *, mask=None, rng=None, d_v: in
     that kappa counts; above log_kappa = 0 two are needed). P is the base problem's: that of the arrays without their
     last coordinate. `mask` is any (n, n) mask, fixed before the arrays are drawn; d >= 2. Cost O(n^2 d).
     """
-    n, d, rng = inputs.count("n", n), _at_least("d", d, 2), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d, least=2), inputs.generator(rng)
     log_kappa, dense = inputs.at_least("log_kappa", log_kappa, 0), dense_mask(mask, n, n)
     open_rows = np.flatnonzero(~dense.all(axis=1))
     if log_kappa > 0 and open_rows.size < 2:
@@ -243,13 +243,13 @@ def row_scales(n: int, d: int, log_kappa: float, *, mask=None, rng=None, d_v: in
     factors = np.zeros(n)
     factors[open_rows] = targets - _log_row_sums(base.query, base.key, base.scale, dense)[open_rows]
     guarantee = f"log kappa is exactly {log_kappa:g} outside the mask, and P is that of a Gaussian problem."
-    kept = mask if mask is None or isinstance(mask, BlockMask) else dense
+    mask = mask if mask is None or isinstance(mask, BlockMask) else dense
     exact = {"log_kappa": log_kappa}
-    return replace(scale_rows(base, factors), name="row_scales", mask=kept, guarantee=guarantee, exact=exact)
+    return replace(scale_rows(base, factors), name="row_scales", mask=mask, guarantee=guarantee, exact=exact)
 
 
 def prescribed_alpha(n: int, d: int, alpha: float, *, rng=None, d_v: int | None = None) -> Problem:
-    """Logits of rank at most one with kappa = 1 and alpha exactly as given, in [1, n^2) (1 for n = 1).
+    """Logits of rank at most one with kappa = 1 and exactly the given alpha, in [1, n^2) (1 for n = 1).
 
     Derived: all rows of P are equal, with P_i0 = p = sqrt(alpha)/n >= 1/n and the rest spread evenly, so column 0 is
     the heaviest and alpha = n * n p^2. Coordinate 0 carries the logit log((n - 1) p/(1 - p)) of key 0; the others
@@ -269,7 +269,7 @@ def prescribed_alpha(n: int, d: int, alpha: float, *, rng=None, d_v: int | None 
 
 
 def needle(n: int, needles: int = 4, mass: float = 0.9, *, rng=None, d_v: int = 64) -> Problem:
-    """Flat rows, but a few hold `mass` of their sum in one entry, each at a key of its own; d = needles + 1.
+    """Flat rows, except a few that hold `mass` of their sum in one entry, each at a different key; d = needles + 1.
 
     Derived: coordinate 0 carries a row's base logit (0, in needle rows log(n (1 - mass)/(n - 1))) and coordinate t the
     excess log(mass (n - 1)/(1 - mass)) of needle t: a needle row holds n mass once and n (1 - mass)/(n - 1)
@@ -277,7 +277,7 @@ def needle(n: int, needles: int = 4, mass: float = 0.9, *, rng=None, d_v: int = 
     alpha = n (mass^2 + (needles - 1) ((1 - mass)/(n - 1))^2 + (n - needles)/n^2). n >= 2, needles <= n, mass in
     [1/n, 1). Cost O(n needles).
     """
-    n, rng = _at_least("n", n, 2), inputs.generator(rng)
+    n, rng = inputs.count("n", n, least=2), inputs.generator(rng)
     needles, mass = inputs.count("needles", needles, most=n), _within("mass", mass, 1 / n, 1)
     query, key = np.zeros((2, n, needles + 1))
     rows, keys = (rng.permutation(n)[:needles] for _ in range(2))
@@ -306,7 +306,7 @@ def low_rank(n: int, d: int = 64, rank: int = 8, *, rng=None, d_v: int | None = 
     return Problem("low_rank", query, key, _values(rng, n, d_v, d), 1 / math.sqrt(rank), None, guarantee, exact)
 
 
-# Families by name with sensible sizes, as the command line offers them.
+# Families by name with default parameters, as on the command line.
 FAMILIES: dict[str, Callable[..., Problem]] = {
     "gaussian": lambda n, rng: gaussian(n, rng=rng),
     "sphere": lambda n, rng: sphere(n, rng=rng),
@@ -327,7 +327,7 @@ def _values(rng, n: int, d_v: int | None, d: int) -> np.ndarray:
 
 
 def _bounds(n: int, logit_range: float) -> dict[str, float]:
-    """Fact (i); alpha never exceeds n^2 anyway."""
+    """The bounds of fact (i), with alpha at most n^2."""
     alpha_max = math.exp(2 * logit_range) if logit_range < math.log(n) else float(n**2)
     return {"alpha_max": alpha_max, "log_kappa_max": logit_range}
 
@@ -355,16 +355,9 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 def _tilted(rng, axes: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """Unit rows at the given angles from the unit rows `axes`, in random directions; d >= 2."""
-    away = rng.standard_normal(axes.shape)
-    away = _unit(away - np.sum(away * axes, axis=1, keepdims=True) * axes)
-    return np.cos(angles)[:, None] * axes + np.sin(angles)[:, None] * away
-
-
-def _at_least(name: str, x, low: int) -> int:
-    x = inputs.count(name, x)
-    if x < low:
-        raise ValueError(f"{name} is {x}; this family needs at least {low}")
-    return x
+    normals = rng.standard_normal(axes.shape)
+    normals = _unit(normals - np.sum(normals * axes, axis=1, keepdims=True) * axes)
+    return np.cos(angles)[:, None] * axes + np.sin(angles)[:, None] * normals
 
 
 def _within(name: str, x, low: float, high: float, *, open_low: bool = False, open_high: bool = True) -> float:
