@@ -40,7 +40,7 @@ __all__ = ["STATEMENTS", "Settings", "Verdict", "run_checks"]
 def run_checks(
     settings: Settings | None = None, only: tuple[str, ...] = STATEMENTS, progress: Callable[[str], None] | None = None
 ) -> Iterator[Verdict]:
-    """Yield the verdicts of all statements, or of `only` those named.
+    """Yield the verdicts of all statements, or only of those in `only`.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ def nonzeros(settings: Settings) -> Verdict:
 
 
 def permutation_invariance(settings: Settings) -> Verdict:
-    """M must not depend on the order in which queries and keys arrive."""
+    """M must not depend on the order of queries and keys."""
     rng = settings.rng("algorithm 1, permutation")
     left, ties = [], 0
     for _ in range(settings.trials):

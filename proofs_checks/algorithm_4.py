@@ -25,7 +25,7 @@ def check(settings: Settings):
 
 
 def errors_add_up(settings: Settings, dense: Dense, family: str) -> Verdict:
-    """|d̃_i - D_ii| against the errors of row i's rectangles, each against the exact sum of its rectangle."""
+    """|d̃_i - D_ii| compared with the errors of row i's rectangles, each relative to the exact sum of its rectangle."""
     rng = settings.rng("algorithm 4", family)
     left, right = [], []
     for _ in range(settings.trials):
@@ -64,13 +64,13 @@ def causal_product(settings: Settings, dense: Dense, family: str) -> Verdict:
     """Lemma 2 for X = D̃^{-1}(M^C ∘ A), D̃ from Algorithm 4."""
     rng = settings.rng("algorithm 4, product", family)
     v = dense.value[:, :2]
-    run: dict[str, Any] = {"kappa": 20.0, "epsilon": settings.epsilon, "scale": dense.scale, "min_seq_len": LEAF}
-    first = hr.causal_approx_d(dense.query, dense.key, m=M, rng=rng, **run)
+    options: dict[str, Any] = {"kappa": 20.0, "epsilon": settings.epsilon, "scale": dense.scale, "min_seq_len": LEAF}
+    first = hr.causal_approx_d(dense.query, dense.key, m=M, rng=rng, **options)
     x = np.exp(dense.log_a - first.log_d[:, None])
     m = lemma_2.samples_asked(x, v, settings.epsilon, delta := 0.1)
     left, right = [], []
     for _ in range(min(5 * settings.trials, trials_to_hold(delta))):
-        result = hr.causal_literal_hyper_attention(dense.query, dense.key, v, m=m, rng=rng, **run)
+        result = hr.causal_literal_hyper_attention(dense.query, dense.key, v, m=m, rng=rng, **options)
         x = np.exp(dense.log_a - result.diagonal.log_d[:, None])
         left.append(hr.operator_norm(x @ v - result.estimate))
         right.append(settings.epsilon / 2 * hr.operator_norm(x) * hr.operator_norm(v))

@@ -22,7 +22,7 @@ def check(settings: Settings):
 
 
 def operations(settings: Settings) -> Verdict:
-    """Multiply-adds and comparisons counted from the Plan that was made, r = log2 n; no clock is read."""
+    """Multiply-adds and comparisons counted from the Plan, r = log2 n; no time is measured."""
     rng = settings.rng("corollary 1, operations")
     counts, nnz = [], []
     for n in LENGTHS:
@@ -55,10 +55,10 @@ def near_pairs_found(settings: Settings) -> Verdict:
     bits, block = round(math.log2(n)), min(BLOCK, n // 8)
     dense = Dense.of(synthetic.planted_clusters(n, rng=settings.rng("corollary 1, clusters")))
     near = int(dense.mask.sum())
-    shares, chance = [], []
+    captured, chance = [], []
     for seed in settings.rng("corollary 1, seeds").integers(2**32, size=settings.trials).tolist():
         mask = hr.sort_lsh(dense.query, dense.key, block, lsh_bits=bits, rng=seed).toarray()
-        shares.append(float((dense.p * mask).sum() / n))
+        captured.append(float((dense.p * mask).sum() / n))
         chance.append(mask.mean())
     return Verdict(
         name="Corollary 1, near pairs are found",
@@ -67,7 +67,7 @@ def near_pairs_found(settings: Settings) -> Verdict:
         hypothesis="the pairs at a small angle are few: n^(1+o(1))",
         family="planted_clusters",
         left=2 * np.array(chance),
-        right=shares,
+        right=captured,
         provable=False,
         n=n,
         measured={"near pairs": near, "near pairs as a power of n": math.log(near) / math.log(n)},

@@ -1,4 +1,4 @@
-"""What must fail: each check again with one ingredient taken away, to show that it has teeth."""
+"""Counterexamples: each check repeated without one ingredient must fail, which shows that the check can fail."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .statement import FAILS, HOLDS, Settings, Verdict
 
 N, M = 384, 64
 NO_FLOOR = 1e300
-"""A kappa so large that tau / kappa never matters. Without mask the cap is proportional to gamma tau / kappa: a cap
-constant as large leaves the caps as they were for kappa = 1."""
+"""A kappa so large that tau / kappa is negligible. Without mask the cap is proportional to gamma tau / kappa, so an
+equally large cap constant gives the same caps as kappa = 1."""
 
 
 def check(settings: Settings):
@@ -37,8 +37,8 @@ def cap_and_floor(settings: Settings):
     for family in ("permutation", "needle"):
         dense = Dense.of(synthetic.FAMILIES[family](N, rng=settings.rng("counterexample", family)))
         trials = 3 * settings.trials
-        kept = lemma_1.at_m(settings, dense, family, M, HOLDS, trials=trials)
-        yield _renamed(kept, f"{family}, cap and floor", "cap constant 1 and true κ: nothing dropped")
+        both = lemma_1.at_m(settings, dense, family, M, HOLDS, trials=trials)
+        yield _renamed(both, f"{family}, cap and floor", "cap constant 1 and true κ: nothing dropped")
         no_cap = lemma_1.at_m(settings, dense, family, M, FAILS, gamma=math.inf, trials=trials)
         yield _renamed(no_cap, f"{family}, without the cap", "DROPPED: the cap (γ = ∞)")
         no_floor = lemma_1.at_m(settings, dense, family, M, FAILS, gamma=NO_FLOOR, kappa=NO_FLOOR, trials=trials)
@@ -46,14 +46,14 @@ def cap_and_floor(settings: Settings):
 
 
 def kappa_too_small(settings: Settings) -> Verdict:
-    """Rows of very different scale, and kappa = 1 passed: the floor lifts the small rows far too high."""
+    """Rows of very different scale with kappa = 1: the floor makes the small rows far too large."""
     problem = synthetic.row_scales(N, 64, 5.0, rng=settings.rng("counterexample, kappa"))
     verdict = lemma_1.at_m(settings, Dense.of(problem), "row_scales", M, FAILS, kappa=1.0, trials=5)
     return _renamed(verdict, "κ passed too small", "DROPPED: κ bounds max R_i / min R_i (true κ = e⁵, passed 1)")
 
 
 def zero_padded_key(settings: Settings) -> Verdict:
-    """Keys padded with zero rows to a multiple of the block, and counted: each adds exp(0) = 1 to every row sum."""
+    """Keys padded with zero rows to a multiple of the block that count: each adds exp(0) = 1 to every row sum."""
     problem = synthetic.cones(N - 1, axis_angle=math.pi, rng=settings.rng("counterexample, padding"))
     padded = [np.vstack([x, np.zeros((1, x.shape[1]))]) for x in (problem.key, problem.value)]
     out = hr.exact_attention(problem.query, *padded, scale=problem.scale)
@@ -72,7 +72,7 @@ def zero_padded_key(settings: Settings) -> Verdict:
 
 
 def uniform_draws(settings: Settings) -> Verdict:
-    """Rows drawn uniformly, but weighted as if drawn by norm."""
+    """Rows drawn uniformly but weighted as if drawn by norm."""
 
     def draw(v, m, rng):
         norms = np.linalg.norm(v, axis=1)

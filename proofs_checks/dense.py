@@ -1,4 +1,4 @@
-"""The n x n quantities of the paper's section 1, computed from their definitions; every check measures against them."""
+"""The n x n quantities of the paper's section 1, computed from their definitions; every check compares with them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import hyperattention_ref as hr
 from hyperattention_ref.plan.block_mask import dense_mask
 
 ROUNDING = 1e-9
-"""Relative slack granted to float64 in deterministic inequalities, where both sides may be equal. Sums of 4096 terms,
-exponentials of logits up to 100 and norms by Lanczos (1e-12) stay two orders of magnitude below it."""
+"""Relative tolerance for float64 in deterministic inequalities, where both sides may be equal. The errors of sums of
+4096 terms, exponentials of logits up to 100 and norms by Lanczos (1e-12) are two orders of magnitude smaller."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A, D, P, H, R, alpha and kappa of one head, for a mask fixed beforehand."""
+    """A, D, P, H, R, alpha and kappa of one head, for a fixed mask."""
 
     query: np.ndarray
     key: np.ndarray
@@ -31,14 +31,8 @@ class Dense:
     @classmethod
     def of(cls, problem, **changes) -> Dense:
         """The dense quantities of a synthetic problem."""
-        fields = {
-            "query": problem.query,
-            "key": problem.key,
-            "value": problem.value,
-            "scale": problem.scale,
-            "mask_given": problem.mask,
-        }
-        return cls(**(fields | changes))
+        fields = {name: getattr(problem, name) for name in ("query", "key", "value", "scale")}
+        return cls(**(fields | {"mask_given": problem.mask} | changes))
 
     @property
     def n(self) -> int:
@@ -97,9 +91,14 @@ class Dense:
         return hr.operator_norm(self.value)
 
     def approx_d(self, **arguments):
-        """Algorithm 2 on this head; kappa is the true one unless given."""
+        """Algorithm 2 on this head, with its true kappa by default."""
         arguments = {"kappa": self.kappa, "alpha": self.alpha, "scale": self.scale} | arguments
         return hr.approx_d(self.query, self.key, self.mask_given, **arguments)
+
+    def literal_attention(self, **arguments):
+        """Algorithm 3 on this head, with its true kappa by default."""
+        arguments = {"kappa": self.kappa, "scale": self.scale} | arguments
+        return hr.literal_hyper_attention(self.query, self.key, self.value, self.mask_given, **arguments)
 
     def diagonal_error(self, log_d) -> float:
         """‖(D̃^{-1} - D^{-1}) A‖_op / ‖D^{-1}A‖_op, the left side of (6) in units of its right side's norm."""
@@ -110,5 +109,5 @@ class Dense:
         return hr.operator_norm(self.attention - estimate) / (self.op_norm * self.value_norm)
 
     def hardness(self) -> dict:
-        """The hypothesis values that go with a verdict."""
+        """The hypothesis values that a verdict reports."""
         return {"alpha": self.alpha, "log kappa": self.log_kappa, "op norm of P": self.op_norm}

@@ -27,7 +27,7 @@ def check(settings: Settings):
 
 
 def unchanged(transformation: str, problem, query, key):
-    """P entry by entry, and all that `hardness` derives from it; log kappa before and after is recorded."""
+    """P entry by entry, and all that `hardness` computes from it; log kappa before and after is recorded."""
     before = hr.hardness(problem.query, problem.key, problem.mask, scale=problem.scale, rng=0)
     after = hr.hardness(query, key, problem.mask, scale=problem.scale, rng=0)
     p = hr.attention_probabilities(problem.query, problem.key, scale=problem.scale)

@@ -1,4 +1,4 @@
-"""Lemma 1, inequality (6): at the m it asks for, and at the m one would use."""
+"""Lemma 1, inequality (6): at the m that it requires, and at an m of practical size."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .dense import ROUNDING, Dense
 from .statement import HOLDS, Settings, Verdict, trials_to_hold
 
 BENIGN = ("gaussian", "sphere", "cones", "flat")
-"""Families on which (6) is known from measurement to hold at m = 256; elsewhere nothing is promised at that m."""
+"""Families on which measurements show that (6) holds at m = 256; nothing is promised for the others at that m."""
 SMALL_N = 6
 M = 256
 
 
 def check(settings: Settings):
-    for problem in replace(settings, families=None).problems(("gaussian", "sphere"), n=SMALL_N):  # others ask for more
+    for problem in replace(settings, families=None).problems(("gaussian", "sphere"), n=SMALL_N):  # others require more
         yield at_m_asked(settings, Dense.of(problem, mask_given=None), problem.name)
     for problem in settings.problems((*BENIGN, "sink", "low_rank", "row_scales")):
         dense = Dense.of(problem)
@@ -40,7 +40,7 @@ def samples_asked(n: int, kappa: float, alpha: float, epsilon: float, op_norm: f
 
 
 def at_m_asked(settings: Settings, dense: Dense, family: str) -> Verdict:
-    """The lemma taken at its word, with cap constant 1/2048 and ε = 1: possible for tiny n only."""
+    """The lemma with its own constants, cap constant 1/2048 and ε = 1: possible for tiny n only."""
     settings = replace(settings, epsilon=1.0)
     asked = samples_asked(dense.n, dense.kappa, dense.alpha, settings.epsilon, dense.op_norm)
     return at_m(settings, dense, family, math.ceil(asked), HOLDS, gamma=1 / 2048)
@@ -49,21 +49,21 @@ def at_m_asked(settings: Settings, dense: Dense, family: str) -> Verdict:
 def at_m(
     settings: Settings, dense: Dense, family: str, m: int, expected: str | None, gamma=1.0, kappa=None, trials=None
 ) -> Verdict:
-    """Inequality (6) in many runs of ApproxD; the claim is the 3/n² of the explicit lemma."""
+    """Inequality (6) in many runs of ApproxD; the claim is the failure probability 3/n² of the explicit lemma."""
     rng = settings.rng("lemma 1", family, dense.n, m, gamma, kappa)
     epsilon, claim = settings.epsilon, 3 / dense.n**2
-    few = dense.n <= 64
-    trials = trials or (min(20 * settings.trials, trials_to_hold(claim)) if few else settings.trials)
+    is_small = dense.n <= 64
+    trials = trials or (min(20 * settings.trials, trials_to_hold(claim)) if is_small else settings.trials)
     left, capped, floored = [], [], []
     for _ in range(trials):
-        chosen = {} if kappa is None else {"kappa": kappa}
-        result = dense.approx_d(epsilon=epsilon, m=m, cap_constant=gamma, rng=rng, **chosen)
+        options = {} if kappa is None else {"kappa": kappa}
+        result = dense.approx_d(epsilon=epsilon, m=m, cap_constant=gamma, rng=rng, **options)
         left.append(dense.diagonal_error(result.log_d))
         capped.append(result.n_capped)
         floored.append(result.n_floored)
     counts = {"mean entries capped": float(np.mean(capped)), "mean rows floored": float(np.mean(floored))}
     return Verdict(
-        name="Lemma 1, at the m asked" if few else "Lemma 1, at a usual m",
+        name="Lemma 1, at the m asked" if is_small else "Lemma 1, at a usual m",
         paper="Lemma 1, (6)",
         statement="‖(D̃⁻¹ - D⁻¹)A‖_op ≤ (ε/2) ‖D⁻¹A‖_op, except with probability 3/n²; both sides over ‖D⁻¹A‖_op.",
         hypothesis=f"κ and α bound the matrix; ε = {epsilon:g}, cap constant {gamma:.3g}",

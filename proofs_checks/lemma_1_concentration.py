@@ -21,18 +21,18 @@ def check(settings: Settings):
 
 
 def concentration(settings: Settings, dense: Dense, family: str) -> Verdict:
-    """The largest |d_i - E d_i| / D_ii of every trial, d_i replayed from what ApproxD recorded."""
+    """The largest |d_i - E d_i| / D_ii of every trial, d_i recomputed from the result of ApproxD."""
     rng = settings.rng("lemma 1, concentration", family)
     claim = 2 / N**2
-    m = math.ceil(2048 * math.log(N) / EPSILON**2)  # the cap is then about the mean entry: it cuts, but not all
+    m = math.ceil(2048 * math.log(N) / EPSILON**2)  # the cap is then about the mean entry and cuts some entries
     open_entries = np.where(dense.mask, -np.inf, dense.log_a)
-    left, uncut = [], []
+    left, remaining = [], []
     for _ in range(min(25 * settings.trials, trials_to_hold(claim))):
         result = dense.approx_d(epsilon=EPSILON, m=m, cap_constant=GAMMA, rng=rng)
         capped = np.exp(np.minimum(open_entries, result.log_caps[:, None]) - dense.log_d[:, None])
-        drawn = N / m * capped[:, result.samples].sum(axis=1)
-        left.append(np.max(np.abs(drawn - capped.sum(axis=1))))
-        uncut.append(capped.sum(axis=1).mean())
+        estimate = N / m * capped[:, result.samples].sum(axis=1)
+        left.append(np.max(np.abs(estimate - capped.sum(axis=1))))
+        remaining.append(capped.sum(axis=1).mean())
     return Verdict(
         name="capped sums concentrate",
         paper="Lemma 1, proof (9.1)",
@@ -44,5 +44,5 @@ def concentration(settings: Settings, dense: Dense, family: str) -> Verdict:
         claim=claim,
         n=N,
         m_used=m,
-        measured=dense.hardness() | {"mean mass left by the caps": float(np.mean(uncut))},
+        measured=dense.hardness() | {"mean mass left by the caps": float(np.mean(remaining))},
     )

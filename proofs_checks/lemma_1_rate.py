@@ -1,4 +1,4 @@
-"""How the error of ApproxD falls with m, with and without cap, beside the bound."""
+"""The rate at which the error of ApproxD falls with m, with and without cap, and the m of the bounds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .statement import Settings, Verdict
 
 SAMPLES = (64, 128, 256, 512, 1024, 2048, 4096)
 FITS = {"cap constant 1": (1.0, 256, 4096), "no cap": (math.inf, 64, 1024)}
-"""Where the slope is fitted: below m = 256 the cap's bias bends the curve."""
+"""The cap constants and ranges of m for the fit: below m = 256 the cap's bias bends the curve."""
 EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-"""Where the m that the bounds ask for is computed."""
+"""The ε for which the m of the bounds is computed."""
 
 
 def check(settings: Settings):

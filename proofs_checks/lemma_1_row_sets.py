@@ -15,7 +15,7 @@ FAMILIES = ("gaussian", "sink", "permutation", "needle")
 
 
 def check(settings: Settings):
-    """Random sets of rows, and the rows that give the heaviest column most."""
+    """Random sets of rows, and the rows with the largest entries in the heaviest column."""
     for problem in settings.problems(FAMILIES, n=min(settings.n, 256)):
         dense = Dense.of(problem)
         rng = settings.rng("lemma 1, row sets", problem.name)

@@ -1,4 +1,4 @@
-"""Lemma 1, first steps of the proof: what tau / kappa bounds from below and from above."""
+"""Lemma 1, first steps of the proof: the bounds in terms of tau / kappa."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def verdicts(settings: Settings, dense: Dense, family: str):
     rng = settings.rng("lemma 1, tau", family)
     trials = min(15 * settings.trials, trials_to_hold(DELTA))
     allowed = dense.n / M * math.log(1 / DELTA)
-    floors, below, above = [], [], []
+    floors, counts, ratios = [], [], []
     for _ in range(trials):
         result = dense.approx_d(epsilon=settings.epsilon, m=M, rng=rng)
         log_base = np.logaddexp(dense.log_h, result.log_floor)  # H_i + τ/κ
@@ -32,8 +32,8 @@ def verdicts(settings: Settings, dense: Dense, family: str):
         larger = open_rows & (dense.log_r > result.log_tau)
         power = np.where(larger, 2, 1) * dense.log_kappa
         floors.append(np.exp(np.max((log_base - dense.log_d)[open_rows])))
-        below.append(larger.sum())
-        above.append(np.exp(np.max((dense.log_d - log_base - power)[open_rows])))
+        counts.append(larger.sum())
+        ratios.append(np.exp(np.max((dense.log_d - log_base - power)[open_rows])))
     common: dict[str, Any] = {
         "paper": "Lemma 1, proof (9.1)",
         "family": family,
@@ -54,7 +54,7 @@ def verdicts(settings: Settings, dense: Dense, family: str):
         name="few rows exceed τ",
         statement=f"At most (n/m) ln(1/δ) rows have R_i > τ, with probability 1 - δ = {1 - DELTA}.",
         hypothesis="T is a uniformly random set of min(m, n) rows",
-        left=below,
+        left=counts,
         right=allowed,
         claim=DELTA,
         **common,
@@ -63,7 +63,7 @@ def verdicts(settings: Settings, dense: Dense, family: str):
         name="H_i + τ/κ is nearly D_ii",
         statement="D_ii ≤ κ (H_i + τ/κ) where R_i ≤ τ, D_ii ≤ κ² (H_i + τ/κ) elsewhere; left is the largest ratio.",
         hypothesis=hypothesis,
-        left=above,
+        left=ratios,
         right=1 + ROUNDING,
         **common,
     )

@@ -19,7 +19,7 @@ def check(settings: Settings):
 
 
 def verdicts(settings: Settings, dense: Dense, family: str):
-    """Both inequalities for every row, every dyadic level and every trial; f_i is the mass that the cap removes."""
+    """Both inequalities for every row, every dyadic level and every trial; f_i is the mass removed by the cap."""
     rng = settings.rng("lemma 1, truncation", family)
     masses, counts, removed = [], [], []
     for _ in range(settings.trials):

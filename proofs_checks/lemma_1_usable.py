@@ -23,7 +23,7 @@ def check(settings: Settings):
 def samples_asked(dense: Dense, epsilon: float, delta: float = DELTA) -> int:
     """m = max_i 2 ln(2n/δ) (v_i + B_i t D_ii / 3) / (t D_ii)², with t = (ε/2)/(1 + ε/2).
 
-    Everything in units of D_ii: U = (1-M)∘P, v_i = n Σ_j U_ij² - (Σ_j U_ij)², B_i = n max_j U_ij.
+    In units of D_ii: U = (1-M)∘P, v_i = n Σ_j U_ij² - (Σ_j U_ij)², B_i = n max_j U_ij.
     """
     t = (epsilon / 2) / (1 + epsilon / 2)
     u = np.where(dense.mask, 0, dense.p)

@@ -13,12 +13,12 @@ from .statement import HOLDS, Settings, Verdict, trials_to_hold
 
 FAMILIES = ("gaussian", "sink", "cones")
 CASES = ((0.01, 64), (0.1, 1024))
-"""(δ, n): the paper's 0.99, and the 0.9 whose m some families allow at n tokens."""
+"""(δ, n): the paper's 0.99, and 0.9, whose m is feasible for some families at n tokens."""
 D_V = 4
 LARGEST = 5 * 10**7
-"""Entries of X Sᵀ (400 MB): a family whose m makes it larger is left out; the statement is the same for every X."""
+"""Entries of X Sᵀ (400 MB): families that need more are left out; the statement is the same for every X."""
 WORK = 10**8
-"""Entries of X Sᵀ that are formed for each of the settings' trials: a large m leaves fewer trials."""
+"""Entries of X Sᵀ computed for each of the settings' trials: a large m leaves fewer trials."""
 
 
 def check(settings: Settings):
@@ -31,7 +31,7 @@ def check(settings: Settings):
 
 
 def uneven_values(settings: Settings, n: int) -> np.ndarray:
-    """(n, D_V) values whose row norms spread over three powers of ten, so that the law of the draw matters."""
+    """(n, D_V) values whose row norms spread over three powers of ten, so that the sampling distribution matters."""
     rng = settings.rng("lemma 2, values", n)
     return rng.standard_normal((n, D_V)) * 10 ** rng.uniform(-2, 1, size=(n, 1))
 

@@ -56,18 +56,18 @@ def draws(settings: Settings, dense: Dense, family: str):
 
 
 def moments(dense: Dense, family: str):
-    """Both moments of `sampled_product` by summing over all outcomes of a single draw (m = 1)."""
+    """Both moments of `sampled_product`, summed over all outcomes of a single draw (m = 1)."""
     x, v = dense.p, dense.value
     squares = (v**2).sum(axis=1)
-    drawn = np.flatnonzero(squares)
-    p = squares[drawn] / squares.sum()
+    support = np.flatnonzero(squares)
+    p = squares[support] / squares.sum()
     outcomes = [
         hr.sampled_product(x, v, hr.RowNormSample(np.array([j]), np.array([1 / np.sqrt(pj)]), dense.n))
-        for j, pj in zip(drawn, p, strict=True)
+        for j, pj in zip(support, p, strict=True)
     ]
     mean = np.tensordot(p, outcomes, axes=1)
     second = float(p @ [np.sum((outcome - x @ v) ** 2) for outcome in outcomes])
-    formula = float(squares.sum() * np.sum(x[:, drawn] ** 2) - np.sum((x @ v) ** 2))
+    formula = float(squares.sum() * np.sum(x[:, support] ** 2) - np.sum((x @ v) ** 2))
     common: dict[str, Any] = {
         "paper": "Lemma 2; derived",
         "hypothesis": "m = 1, all outcomes summed",

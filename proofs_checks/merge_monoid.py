@@ -65,7 +65,7 @@ def _associative(a, b, c):
 
 
 def _union(a, b, c):
-    """Each part stands for one key per query, whose value is its output."""
+    """Each part is one key per query, whose value is the part's output."""
     logits = np.stack([part[1] for part in (a, b, c)])
     top = logits.max(axis=0)
     weights = np.exp(logits - np.where(np.isfinite(top), top, 0))

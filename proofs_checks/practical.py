@@ -1,6 +1,8 @@
-"""The practical algorithm: exact where it must be, and against the literal algorithm at equal budget."""
+"""The practical algorithm: exact where it must be, and compared with the literal algorithm at equal budget."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from .statement import HOLDS, Settings, Verdict
 
 FAMILIES = ("gaussian", "planted_clusters", "sink")
 BUDGET = 256
-"""Keys that a query meets: b + m for the practical algorithm; b + 2 m for the literal one, whose product draws anew."""
+"""Keys per query: b + m for the practical algorithm; b + 2 m for the literal one, whose product draws new samples."""
 
 
 def check(settings: Settings):
@@ -22,7 +24,7 @@ def check(settings: Settings):
 
 
 def exact_when_block_covers(settings: Settings, dense: Dense, family: str) -> Verdict:
-    """One block that holds every key: all samples are excluded and nothing is approximated."""
+    """One block with every key: all samples are excluded and nothing is approximated."""
     out = hr.hyper_attention(
         dense.query,
         dense.key,
@@ -44,7 +46,7 @@ def exact_when_block_covers(settings: Settings, dense: Dense, family: str) -> Ve
 
 
 def equal_budget(settings: Settings, dense: Dense, family: str) -> Verdict:
-    """Errors in (1) of both algorithms, as many keys for each query, median over the runs."""
+    """Median errors in (1) of both algorithms over the runs, with as many keys for each query."""
     practical, literal = [], []
     for seed in settings.rng("practical, budget", family).integers(2**32, size=settings.trials).tolist():
         out = hr.hyper_attention(
@@ -58,18 +60,8 @@ def equal_budget(settings: Settings, dense: Dense, family: str) -> Verdict:
         )
         practical.append(dense.error(out))
         mask = hr.sort_lsh(dense.query, dense.key, BUDGET // 2, rng=seed)
-        masked = Dense(dense.query, dense.key, dense.value, dense.scale, mask)
-        result = hr.literal_hyper_attention(
-            dense.query,
-            dense.key,
-            dense.value,
-            mask,
-            kappa=masked.kappa,
-            epsilon=settings.epsilon,
-            m=BUDGET // 4,
-            scale=dense.scale,
-            rng=seed,
-        )
+        masked = replace(dense, mask_given=mask)
+        result = masked.literal_attention(epsilon=settings.epsilon, m=BUDGET // 4, rng=seed)
         literal.append(dense.error(result.estimate))
     mean_of_v = np.broadcast_to(dense.value.mean(axis=0), dense.attention.shape)
     return Verdict(

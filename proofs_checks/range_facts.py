@@ -12,7 +12,7 @@ from .statement import Settings, Verdict
 
 
 def check(settings: Settings):
-    """Every fact on every family, measured by `hardness`."""
+    """Every fact on every family, with the values of `hardness`."""
     n = min(settings.n, 256)
     facts: dict[str, list[tuple[float, float]]] = {}
     for problem in settings.problems(tuple(synthetic.FAMILIES), n=n):

@@ -1,4 +1,4 @@
-"""Row rescaling: kappa is an artefact of row scale, and a pilot of 128 keys removes it."""
+"""Row rescaling: kappa is an artefact of row scale that a pilot of 128 keys removes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a check states and how it is judged.
+"""What a check states and how its trials are judged.
 
 A statement is checked on trials. Each trial compares a left side with a right side and fails when left > right. A
-random statement claims that the failure probability is at most `claim`; exact binomial (Clopper-Pearson) limits decide:
+random statement claims that the failure probability is at most `claim`. Exact binomial (Clopper-Pearson) limits decide:
 *fails* when the lower limit exceeds the claim, *holds* when the upper limit is within it, else *not refuted*. A
 deterministic statement (claim 0) *fails* when a trial fails and *holds* when none does; it is only *not refuted* where
 no number of trials could prove it: an exact probability, or random outcomes without a stated failure probability.
@@ -27,16 +27,16 @@ HOLDS, FAILS, NOT_REFUTED = "holds", "fails", "not refuted"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Settings(Result):
-    """What a run of the checks may be told.
+    """The settings of a run of the checks.
 
     Attributes
     ----------
     n : tokens of the larger problems.
-    families : names from `synthetic.FAMILIES` for the statements that are checked family by family; None for each
-        statement's own choice.
-    epsilon : the error aimed at, 0 < epsilon <= 1.
+    families : names from `synthetic.FAMILIES` for the statements that are checked family by family; None for the
+        families that each statement selects.
+    epsilon : the target error, 0 < epsilon <= 1.
     trials : trials of the larger problems; cheap statements take as many as their claim needs, a multiple of it.
-    seed : every statement draws from a stream of its own that this seeds.
+    seed : seed of the random streams, a separate one for every statement.
     """
 
     n: int = 1024
@@ -46,11 +46,11 @@ class Settings(Result):
     seed: int = 0
 
     def rng(self, *name) -> np.random.Generator:
-        """The stream of draws that belongs to a name."""
+        """The random stream of a name."""
         return np.random.default_rng([self.seed, zlib.crc32(repr(name).encode())])
 
     def problems(self, default: tuple[str, ...], n: int | None = None):
-        """One Problem for each family asked for, else for each of the default ones."""
+        """One Problem for each family of the settings, or of `default` if they have none."""
         for name in self.families or default:
             yield synthetic.FAMILIES[name](n or self.n, rng=self.rng(name))
 
@@ -68,9 +68,9 @@ class Verdict(Result):
     claim : the failure probability that the statement allows; 0 for a deterministic statement.
     provable : False for a statement with claim 0 that trials can refute but not prove.
     expected : "holds", "fails" for a counterexample, or None where nothing is promised and the outcome is information.
-    measured : hypothesis values and whatever else explains the outcome.
+    measured : hypothesis values and other values that explain the outcome.
     n : tokens.
-    m_asked : samples that the statement asks for, with explicit constant; None where it asks for none.
+    m_asked : samples that the statement requires, with explicit constant; None if it requires none.
     m_used : samples drawn.
     failures : trials with left > right; NaN counts as a failure.
     low, high : Clopper-Pearson limits of the failure probability.
@@ -118,12 +118,12 @@ class Verdict(Result):
 
     @property
     def vacuous(self) -> bool:
-        """Whether the statement asks for more samples than there are tokens."""
+        """Whether the statement requires more samples than there are tokens."""
         return self.m_asked is not None and self.n is not None and self.m_asked > self.n
 
     @property
     def as_expected(self) -> bool:
-        """False when something that should hold fails, or a counterexample does not."""
+        """False if a statement that should hold fails, or a counterexample does not fail."""
         if self.expected == FAILS:
             return self.verdict == FAILS
         return self.expected is None or self.verdict != FAILS
@@ -149,5 +149,5 @@ def judge(failures: int, low: float, high: float, claim: float, provable: bool) 
 
 
 def trials_to_hold(claim: float) -> int:
-    """How many trials without a failure it takes to conclude *holds*: the least t with (1 - claim)^t <= 1e-6."""
+    """The number of trials without failure from which *holds* follows: the least t with (1 - claim)^t <= 1e-6."""
     return math.ceil(math.log(LEVEL) / math.log1p(-claim))

@@ -18,7 +18,7 @@ USUAL_M = 1024
 
 
 def check(settings: Settings):
-    for problem in replace(settings, families=None).problems(("sphere",), n=SMALL_N):  # others ask for more
+    for problem in replace(settings, families=None).problems(("sphere",), n=SMALL_N):  # others require more
         dense = Dense.of(problem, value=problem.value[:, :2])
         at_one = replace(settings, epsilon=1.0)  # the largest ε that the proof allows
         yield inequality(at_one, dense, problem.name, samples_asked(dense, 1.0), HOLDS, gamma=1 / 2048)
@@ -28,36 +28,25 @@ def check(settings: Settings):
 
 
 def samples_asked(dense: Dense, epsilon: float) -> int:
-    """Lemma 1 takes ε/2 for the diagonal, Lemma 2 gets ε/(1 + ε/2) in place of ε; failures 3/n² + δ = 0.02."""
-    one = lemma_1.samples_asked(dense.n, dense.kappa, dense.alpha, epsilon, dense.op_norm)
+    """The diagonal (Lemma 1) gets ε/2, the product (Lemma 2) ε/(1 + ε/2) instead of ε; failures 3/n² + δ = 0.02."""
+    for_diagonal = lemma_1.samples_asked(dense.n, dense.kappa, dense.alpha, epsilon, dense.op_norm)
     delta = CLAIM - 3 / dense.n**2
     # ‖X‖_F/‖X‖_op of X = D̃^{-1}A exceeds that of D^{-1}A by at most (1 + ε/2)/(1 - ε/2) on the event of Lemma 1
     spread = ((1 + epsilon / 2) / (1 - epsilon / 2)) ** 2
-    two = lemma_2.samples_asked(dense.p, dense.value, epsilon / (1 + epsilon / 2), delta) * spread
-    return math.ceil(max(one, two))
+    for_product = lemma_2.samples_asked(dense.p, dense.value, epsilon / (1 + epsilon / 2), delta) * spread
+    return math.ceil(max(for_diagonal, for_product))
 
 
 def inequality(settings: Settings, dense: Dense, family: str, m: int, expected: str | None, gamma=1.0) -> Verdict:
     """(1) in many runs of Algorithm 3."""
     rng = settings.rng("theorem 1", family, dense.n, m)
-    few = dense.n <= 64
+    is_small = dense.n <= 64
     left = []
-    for _ in range(min(10 * settings.trials, trials_to_hold(CLAIM)) if few else settings.trials):
-        result = hr.literal_hyper_attention(
-            dense.query,
-            dense.key,
-            dense.value,
-            dense.mask_given,
-            kappa=dense.kappa,
-            epsilon=settings.epsilon,
-            m=m,
-            scale=dense.scale,
-            cap_constant=gamma,
-            rng=rng,
-        )
+    for _ in range(min(10 * settings.trials, trials_to_hold(CLAIM)) if is_small else settings.trials):
+        result = dense.literal_attention(epsilon=settings.epsilon, m=m, cap_constant=gamma, rng=rng)
         left.append(dense.error(result.estimate))
     return Verdict(
-        name="Theorem 1, at the m asked" if few else "Theorem 1, at a usual m",
+        name="Theorem 1, at the m asked" if is_small else "Theorem 1, at a usual m",
         paper="Theorem 1, (1)",
         statement="‖Att - D̃⁻¹A SᵀS V‖_op ≤ ε ‖D⁻¹A‖_op ‖V‖_op with probability 0.98; both sides over ‖D⁻¹A‖_op ‖V‖_op.",
         hypothesis=f"κ and α bound the matrix; ε = {settings.epsilon:g}, cap constant {gamma:.3g}",
