@@ -101,7 +101,7 @@ def estimate_hardness(
     mask : the large entries: a Plan for these heads, whose causal leaves count; or, for all heads, one Rectangle,
         BlockMask, boolean (n_q, n_k) array, SciPy sparse matrix or None.
     rows : s, rows drawn for each head, without replacement; None means 1024, or all if there are fewer.
-    confidence : of each interval by itself, in (0, 1).
+    confidence : of each individual interval, in (0, 1).
     scale : factor of the logits; None means 1 / sqrt(d).
     is_causal : pairs j > i do not exist.
     left_out : numbers of heaviest columns to leave out of alpha, which is 0 from n_k on.
