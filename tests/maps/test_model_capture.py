@@ -95,10 +95,10 @@ def own_outputs(torch, model, model_inputs):
     for module in model.modules():
         kind = type(module).__name__
         if kind in last:
-            note = lambda _, given, layer=module.layer_idx: outputs.update({layer: given[0][0]})  # noqa: E731
+            note = lambda _, arguments, layer=module.layer_idx: outputs.update({layer: arguments[0][0]})  # noqa: E731
             hooks.append(getattr(module, last[kind]).register_forward_pre_hook(note))
         elif kind in ("BertSelfAttention", "RobertaSelfAttention"):
-            note = lambda _, __, made, layer=module.layer_idx: outputs.update({layer: made[0][0]})  # noqa: E731
+            note = lambda _, __, output, layer=module.layer_idx: outputs.update({layer: output[0][0]})  # noqa: E731
             hooks.append(module.register_forward_hook(note))
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -129,9 +129,9 @@ def layer_of(maps, layer):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_captured_arrays_give_the_models_own_attention_output(transformers, torch, style):
-    model, given = build(transformers, style), text_inputs(torch)
-    expected, _ = own_outputs(torch, model, given)
-    maps = capture(model, given)
+    model, encoded = build(transformers, style), text_inputs(torch)
+    expected, _ = own_outputs(torch, model, encoded)
+    maps = capture(model, encoded)
     assert sorted(expected) == [0, 1]
     assert [(m.layer, m.head) for m in maps] == [(layer, head) for layer in range(2) for head in range(4)]
     for layer in (0, 1):
@@ -140,9 +140,9 @@ def test_captured_arrays_give_the_models_own_attention_output(transformers, torc
 
 
 def test_captured_arrays_of_minilm_give_its_own_attention_output(torch, minilm):
-    given = {"input_ids": torch.tensor(load_sample_heads()[0].token_ids[None].astype(np.int64))}
-    expected, _ = own_outputs(torch, minilm, given)
-    maps = capture(minilm, given)
+    encoded = {"input_ids": torch.tensor(load_sample_heads()[0].token_ids[None].astype(np.int64))}
+    expected, _ = own_outputs(torch, minilm, encoded)
+    maps = capture(minilm, encoded)
     assert len(maps) == 72
     for layer in range(6):
         np.testing.assert_allclose(recomputed(layer_of(maps, layer)), expected[layer], rtol=0, atol=1e-5)
@@ -188,12 +188,12 @@ def test_every_block_of_the_page_about_capturing_runs(minilm_folder, tmp_path, m
 @pytest.mark.parametrize("style", STYLES)
 def test_padding_is_cut_off(transformers, torch, style, side):
     model, n, padding = build(transformers, style), 11, 5
-    given = text_inputs(torch, n + padding)
+    encoded = text_inputs(torch, n + padding)
     valid = slice(padding, None) if side == "left" else slice(n)
-    given["attention_mask"][:] = 0
-    given["attention_mask"][:, valid] = 1
-    expected, _ = own_outputs(torch, model, given)
-    maps = capture(model, given)
+    encoded["attention_mask"][:] = 0
+    encoded["attention_mask"][:, valid] = 1
+    expected, _ = own_outputs(torch, model, encoded)
+    maps = capture(model, encoded)
     assert all(m.query.shape == m.key.shape == (n, 6) for m in maps)
     assert {m.is_causal for m in maps} == {style not in ("Bert", "Roberta")}
     for layer in (0, 1):
@@ -203,28 +203,28 @@ def test_padding_is_cut_off(transformers, torch, style, side):
 @pytest.mark.parametrize("style", ["Bert", "GPT2", "Llama"])
 @pytest.mark.parametrize("padding", [0, 4])
 def test_the_models_output_is_unchanged_while_capturing(transformers, torch, style, padding):
-    model, given = build(transformers, style), text_inputs(torch)
-    given["attention_mask"][:, 17 - padding :] = 0
-    _, expected = own_outputs(torch, model, given)
-    taken = []
-    with capturing(model, taken.append), torch.no_grad():
-        output = model(**given).last_hidden_state[0].numpy()
-    assert [m.layer for m in taken] == [0, 1]
+    model, encoded = build(transformers, style), text_inputs(torch)
+    encoded["attention_mask"][:, 17 - padding :] = 0
+    _, expected = own_outputs(torch, model, encoded)
+    layers = []
+    with capturing(model, layers.append), torch.no_grad():
+        output = model(**encoded).last_hidden_state[0].numpy()
+    assert [m.layer for m in layers] == [0, 1]
     np.testing.assert_allclose(output[: 17 - padding], expected[: 17 - padding], rtol=0, atol=2e-5)
 
 
 def test_grouped_query_heads_share_key_heads_and_rotary_positions_are_in_them(transformers, torch):
     model = build(transformers, "Llama")
     ids = torch.full((1, 6), 7)
-    with capturing(model, (taken := []).append), torch.no_grad():
+    with capturing(model, (layers := []).append), torch.no_grad():
         model(input_ids=ids)
-    assert taken[0].query.shape == (4, 6, 6)
-    assert taken[0].key.shape == taken[0].value.shape == (2, 6, 6)
-    assert taken[0].key_rows == (0, 0, 1, 1)
+    assert layers[0].query.shape == (4, 6, 6)
+    assert layers[0].key.shape == layers[0].value.shape == (2, 6, 6)
+    assert layers[0].key_rows == (0, 0, 1, 1)
     # One token repeated: values repeat, and keys differ by their rotation, which keeps their length.
-    np.testing.assert_allclose(taken[0].value[:, 1:], taken[0].value[:, :-1], atol=1e-6)
-    assert np.abs(np.diff(taken[0].key, axis=1)).max() > 0.1
-    lengths = np.linalg.norm(taken[0].key, axis=2)
+    np.testing.assert_allclose(layers[0].value[:, 1:], layers[0].value[:, :-1], atol=1e-6)
+    assert np.abs(np.diff(layers[0].key, axis=1)).max() > 0.1
+    lengths = np.linalg.norm(layers[0].key, axis=2)
     np.testing.assert_allclose(lengths, lengths[:, :1].repeat(6, 1), rtol=1e-5)
 
 
@@ -234,9 +234,9 @@ def test_the_scale_is_the_one_passed_in(transformers, torch):
 
 
 def test_chosen_layers_and_heads_are_those_of_the_whole_capture(transformers, torch):
-    model, given = build(transformers, "Llama"), text_inputs(torch)
-    whole = {m.name: m for m in capture(model, given)}
-    part = capture(model, given, layers=[1], heads=[3, 1])
+    model, encoded = build(transformers, "Llama"), text_inputs(torch)
+    whole = {m.name: m for m in capture(model, encoded)}
+    part = capture(model, encoded, layers=[1], heads=[3, 1])
     assert [m.name for m in part] == ["L1H1", "L1H3"]
     for m in part:
         assert all(np.array_equal(getattr(m, x), getattr(whole[m.name], x)) for x in ("query", "key", "value"))
@@ -244,13 +244,13 @@ def test_chosen_layers_and_heads_are_those_of_the_whole_capture(transformers, to
 
 @pytest.mark.parametrize("ending", [".npz", ".safetensors"])
 def test_a_captured_file_holds_what_is_captured_in_memory(transformers, torch, tmp_path, ending):
-    model, given = build(transformers, "Llama"), text_inputs(torch)
-    path = capture(model, given, tmp_path / f"maps{ending}", source="random numbers")
+    model, encoded = build(transformers, "Llama"), text_inputs(torch)
+    path = capture(model, encoded, tmp_path / f"maps{ending}", source="random numbers")
     with MapFile(path) as file:
         assert (file.model, file.source) == ("LlamaModel", "random numbers")
-        for read, made in zip(file, capture(model, given), strict=True):
-            assert (read.name, read.scale, read.is_causal) == (made.name, made.scale, made.is_causal)
-            assert all(np.array_equal(getattr(read, x), getattr(made, x)) for x in ("query", "key", "value"))
+        for read, expected in zip(file, capture(model, encoded), strict=True):
+            assert (read.name, read.scale, read.is_causal) == (expected.name, expected.scale, expected.is_causal)
+            assert all(np.array_equal(getattr(read, x), getattr(expected, x)) for x in ("query", "key", "value"))
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -267,10 +267,10 @@ def test_one_layer_at_a_time_is_in_memory_on_the_way_to_a_file(transformers, tor
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("bfloat16", np.float32), ("float16", np.float16), ("float64", np.float64)]
+    ("dtype", "kept"), [("bfloat16", np.float32), ("float16", np.float16), ("float64", np.float64)]
 )
-def test_bfloat16_becomes_float32_and_other_types_stay(transformers, torch, given, kept):
-    model = build(transformers, "Llama").to(getattr(torch, given))
+def test_bfloat16_becomes_float32_and_other_types_stay(transformers, torch, dtype, kept):
+    model = build(transformers, "Llama").to(getattr(torch, dtype))
     maps = capture(model, text_inputs(torch))
     assert {x.dtype for m in maps for x in (m.query, m.key, m.value)} == {np.dtype(kept)}
 
@@ -280,12 +280,12 @@ def test_bfloat16_becomes_float32_and_other_types_stay(transformers, torch, give
 
 @pytest.mark.parametrize("before", ["eager", "sdpa"])
 def test_the_model_is_restored_after_success_and_after_failure(transformers, torch, before):
-    model, given = build(transformers, "Llama"), text_inputs(torch)
+    model, encoded = build(transformers, "Llama"), text_inputs(torch)
     model.set_attn_implementation(before)
-    capture(model, given)
+    capture(model, encoded)
     assert model.config._attn_implementation == before
     with pytest.raises(ZeroDivisionError), capturing(model, lambda layer: 1 / 0):
-        model(**given)
+        model(**encoded)
     assert model.config._attn_implementation == before
 
 
@@ -309,10 +309,10 @@ def test_parts_of_a_model_get_their_own_attention_function_back(transformers, to
 # What is refused
 
 
-def refused(model, given, match, kind=ValueError, **choice):
+def refused(model, inputs, match, kind=ValueError, **choice):
     before = model.config._attn_implementation
     with pytest.raises(kind, match=match):
-        capture(model, given, **choice)
+        capture(model, inputs, **choice)
     assert model.config._attn_implementation == before != NAME
 
 
@@ -350,14 +350,14 @@ def test_a_sliding_window_is_refused_unless_the_text_fits_in_it(transformers, to
 
 
 def test_a_mask_of_numbers_is_refused(transformers, torch):
-    given = text_inputs(torch)
-    given["attention_mask"] = torch.zeros(1, 1, 17, 17)
-    refused(build(transformers, "Llama"), given, r"has a mask of dtype torch\.float32 .* must be boolean")
+    encoded = text_inputs(torch)
+    encoded["attention_mask"] = torch.zeros(1, 1, 17, 17)
+    refused(build(transformers, "Llama"), encoded, r"has a mask of dtype torch\.float32 .* must be boolean")
 
 
 def test_several_texts_are_refused(transformers, torch):
-    given = {name: x.repeat(2, 1) for name, x in text_inputs(torch).items()}
-    refused(build(transformers, "Llama"), given, "layer 0 has 2 texts")
+    encoded = {name: x.repeat(2, 1) for name, x in text_inputs(torch).items()}
+    refused(build(transformers, "Llama"), encoded, "layer 0 has 2 texts")
 
 
 def test_a_cache_of_earlier_keys_is_refused(transformers, torch):
@@ -379,14 +379,14 @@ def test_an_encoder_decoder_model_is_refused_and_its_encoder_is_not(transformers
 
 
 def test_a_layer_or_head_that_the_model_lacks_is_refused(transformers, torch, tmp_path):
-    model, given = build(transformers, "Llama"), text_inputs(torch)
+    model, encoded = build(transformers, "Llama"), text_inputs(torch)
     path = tmp_path / "maps.npz"
-    refused(model, given, r"layers has \[2\], which did not run", path=path, layers=[1, 2])
-    refused(model, given, "heads has 4; layer 0 has the heads 0 to 3", path=path, heads=[4])
-    refused(model, given, "heads is .* at least one number", path=path, heads=[])
-    refused(model, given, "layers is .* from zero", path=path, layers=[-1])
-    refused(model, given, "layers is 1; it must be a list of integers", TypeError, path=path, layers=1)
-    refused(model, given, "heads is .* must be a list of integers", TypeError, path=path, heads=[0.5])
+    refused(model, encoded, r"layers has \[2\], which did not run", path=path, layers=[1, 2])
+    refused(model, encoded, "heads has 4; layer 0 has the heads 0 to 3", path=path, heads=[4])
+    refused(model, encoded, "heads is .* at least one number", path=path, heads=[])
+    refused(model, encoded, "layers is .* from zero", path=path, layers=[-1])
+    refused(model, encoded, "layers is 1; it must be a list of integers", TypeError, path=path, layers=1)
+    refused(model, encoded, "heads is .* must be a list of integers", TypeError, path=path, heads=[0.5])
     assert not list(tmp_path.iterdir())
 
 
@@ -421,9 +421,9 @@ def test_a_text_file_is_captured_by_the_models_own_tokenizer(minilm_folder, mini
     with MapFile(path) as file:
         assert file.source == "text.txt, first 32 tokens"
         assert file.model == str(minilm_folder)
-        for read, made in zip(file, capture(minilm, encoded, layers=[2], heads=[0, 7]), strict=True):
-            assert read.name == made.name
-            assert np.array_equal(read.query, made.query)
+        for read, expected in zip(file, capture(minilm, encoded, layers=[2], heads=[0, 7]), strict=True):
+            assert read.name == expected.name
+            assert np.array_equal(read.query, expected.query)
             assert read.query.shape == (32, 32)
 
 

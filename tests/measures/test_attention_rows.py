@@ -141,9 +141,9 @@ def test_rows_of_every_form_of_a_mask(n_q, n_k, seed):
         (boolean, boolean),
         (scipy.sparse.coo_array(boolean.astype(float)), boolean),
     ):
-        found = mask_rows(mask, n_q, n_k)(rows)
-        assert found.dtype == bool
-        np.testing.assert_array_equal(found, expected[rows])
+        rows_of_mask = mask_rows(mask, n_q, n_k)(rows)
+        assert rows_of_mask.dtype == bool
+        np.testing.assert_array_equal(rows_of_mask, expected[rows])
     assert mask_rows(None, n_q, n_k) is None
 
 

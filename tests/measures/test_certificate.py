@@ -70,20 +70,20 @@ def test_bounds_are_those_of_the_theory_page(n_q, n_k, d_v, seed, causal):
     assert result.sizes.attention_frobenius_low == pytest.approx(attention_low, rel=1e-9)
 
     for name, o in ({"output": output} | baselines(v, n_q, causal)).items():
-        found, error, c = getattr(result, name), attention - o[drawn], v.mean(axis=0)
+        bounds, error, c = getattr(result, name), attention - o[drawn], v.mean(axis=0)
         b = max(np.linalg.norm(row - c) + np.linalg.norm(v - c, axis=1).max() for row in o) ** 2
         if b < 1e-20:  # a single key: every row of Att is the mean of V
             continue
         mean, top = (error**2).sum() / s / b, np.linalg.norm(error, 2) ** 2 / s / b
         frobenius, op = (lambda mean, delta, b=b: math.sqrt(n_q * b * upper(mean, delta)) for _ in range(2))
-        assert found.frobenius == pytest.approx(frobenius(mean, delta), rel=1e-9)
-        assert found.op_norm == pytest.approx(op(top, delta), rel=1e-9)
-        assert found.limit == pytest.approx(frobenius(0, delta), rel=1e-9)
-        assert found.ratio == pytest.approx(op(top, delta / 2) / p_low / np.linalg.norm(v, 2), rel=1e-9)
-        assert found.relative_frobenius == pytest.approx(frobenius(mean, delta / 2) / attention_low, rel=1e-9)
-        assert found.relative_limit == pytest.approx(frobenius(0, delta / 2) / attention_low, rel=1e-9)
-        assert found.frobenius_estimate == pytest.approx(math.sqrt(n_q / s) * np.linalg.norm(error), abs=1e-12)
-        assert found.op_norm_estimate == pytest.approx(math.sqrt(n_q / s) * np.linalg.norm(error, 2), abs=1e-12)
+        assert bounds.frobenius == pytest.approx(frobenius(mean, delta), rel=1e-9)
+        assert bounds.op_norm == pytest.approx(op(top, delta), rel=1e-9)
+        assert bounds.limit == pytest.approx(frobenius(0, delta), rel=1e-9)
+        assert bounds.ratio == pytest.approx(op(top, delta / 2) / p_low / np.linalg.norm(v, 2), rel=1e-9)
+        assert bounds.relative_frobenius == pytest.approx(frobenius(mean, delta / 2) / attention_low, rel=1e-9)
+        assert bounds.relative_limit == pytest.approx(frobenius(0, delta / 2) / attention_low, rel=1e-9)
+        assert bounds.frobenius_estimate == pytest.approx(math.sqrt(n_q / s) * np.linalg.norm(error), abs=1e-12)
+        assert bounds.op_norm_estimate == pytest.approx(math.sqrt(n_q / s) * np.linalg.norm(error, 2), abs=1e-12)
 
 
 def test_the_norm_of_p_and_the_numerator_share_delta():
@@ -102,14 +102,14 @@ def test_all_rows_give_the_exact_errors(n_q, n_k, d_v, seed, causal):
     result, exact = certify(q, k, v, output, is_causal=causal), spectral_error(q, k, v, output, is_causal=causal)
     assert result.rows == len(q)
     for name, suffix in (("output", ""), ("zero", "_zero"), ("mean", "_mean")):
-        found = getattr(result, name)
+        bounds = getattr(result, name)
         relative, ratio = getattr(exact, "relative_frobenius" + suffix), getattr(exact, "ratio" + suffix)
         # The bound that no row is longer than `reach` may cut a rounding error of 1e-16 to 0.
-        assert found.relative_frobenius == pytest.approx(relative, rel=1e-9, abs=1e-13)
-        assert found.relative_frobenius_estimate == pytest.approx(relative, rel=1e-9, abs=1e-13)
-        assert found.frobenius == pytest.approx(found.frobenius_estimate, rel=1e-9, abs=1e-13)
-        assert found.ratio >= ratio * (1 - 1e-9) - 1e-13
-        assert found.limit == found.relative_limit == 0
+        assert bounds.relative_frobenius == pytest.approx(relative, rel=1e-9, abs=1e-13)
+        assert bounds.relative_frobenius_estimate == pytest.approx(relative, rel=1e-9, abs=1e-13)
+        assert bounds.frobenius == pytest.approx(bounds.frobenius_estimate, rel=1e-9, abs=1e-13)
+        assert bounds.ratio >= ratio * (1 - 1e-9) - 1e-13
+        assert bounds.limit == bounds.relative_limit == 0
     p = attention_probabilities(q, k, is_causal=causal)
     assert result.sizes.p_op_norm_low <= np.linalg.norm(p, 2) * (1 + 1e-12)
     # ||P^T 1|| / sqrt(n_q), which is exact then
@@ -135,20 +135,20 @@ def test_bounds_are_ordered(n_q, n_k, d_v, seed, causal):
     loose, tight = (certify(q, k, v, output, rows=s, confidence=c, is_causal=causal, rng=0) for c in (0.99, 0.5))
     for name in UPPER:
         assert getattr(loose.output, name) >= getattr(tight.output, name)
-    for found in (loose.output, loose.zero):
-        assert found.frobenius >= max(found.frobenius_estimate, found.limit) * (1 - 1e-12)
-        assert found.op_norm >= max(found.op_norm_estimate, found.limit) * (1 - 1e-12)
-        assert found.frobenius >= found.op_norm * (1 - 1e-12)
+    for bounds in (loose.output, loose.zero):
+        assert bounds.frobenius >= max(bounds.frobenius_estimate, bounds.limit) * (1 - 1e-12)
+        assert bounds.op_norm >= max(bounds.op_norm_estimate, bounds.limit) * (1 - 1e-12)
+        assert bounds.frobenius >= bounds.op_norm * (1 - 1e-12)
 
 
 def test_without_any_error_the_bound_is_the_limit():
     q, k, v, _ = problem(300, 200, 3, 0, False)
-    found = certify(q, k, v, exact_attention(q, k, v), rows=100, rng=0).output
-    assert found.frobenius == pytest.approx(found.limit, rel=1e-9)
-    assert found.frobenius_estimate < 1e-12
+    bounds = certify(q, k, v, exact_attention(q, k, v), rows=100, rng=0).output
+    assert bounds.frobenius == pytest.approx(bounds.limit, rel=1e-9)
+    assert bounds.frobenius_estimate < 1e-12
     radius = np.linalg.norm(v - v.mean(axis=0), axis=1).max()
     # At most delta^(1/s) = 0.97 of the rows are surely without error; the others may be as bad as 2 radii.
-    assert found.limit <= 2 * radius * math.sqrt(300 * (1 - 0.05 ** (1 / 100))) * (1 + 1e-12)
+    assert bounds.limit <= 2 * radius * math.sqrt(300 * (1 - 0.05 ** (1 / 100))) * (1 + 1e-12)
 
 
 # --- invariance, ranges, types ------------------------------------------------------------------------------------
@@ -218,15 +218,15 @@ def test_values_that_are_all_equal_leave_no_error_but_the_output_s_own():
 def test_zero_values():
     q, k = np.random.default_rng(0).normal(size=(2, 12, 3))
     zero = np.zeros((12, 2))
-    found = certify(q, k, zero, zero, rows=6, rng=0)
-    assert (found.output.frobenius, found.output.ratio, found.output.relative_frobenius) == (0, 0, 0)
+    bounds = certify(q, k, zero, zero, rows=6, rng=0)
+    assert (bounds.output.frobenius, bounds.output.ratio, bounds.output.relative_frobenius) == (0, 0, 0)
     assert certify(q, k, zero, zero + 1, rows=6, rng=0).output.relative_frobenius == math.inf
 
 
 def test_one_query_one_key():
-    found = certify(*(np.full((1, 1), x) for x in (1.0, 2.0, 3.0, 5.0)))
-    assert (found.rows, found.output.frobenius, found.output.ratio) == (1, 2, pytest.approx(2 / 3))
-    assert found.output.relative_frobenius == pytest.approx(2 / 3)
+    bounds = certify(*(np.full((1, 1), x) for x in (1.0, 2.0, 3.0, 5.0)))
+    assert (bounds.rows, bounds.output.frobenius, bounds.output.ratio) == (1, 2, pytest.approx(2 / 3))
+    assert bounds.output.relative_frobenius == pytest.approx(2 / 3)
 
 
 @pytest.mark.slow

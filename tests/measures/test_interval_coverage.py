@@ -61,32 +61,35 @@ def counts(problem, trials):
         certificate = certify(q, k, v, output, rows=ROWS, confidence=CONFIDENCE, scale=scale, rng=trial)
         for (part, quantity), true in errors.items():
             note(f"{part} {quantity}", true <= getattr(getattr(certificate, part), quantity) * slack)
-        found = estimate_hardness(
+        estimate = estimate_hardness(
             q, k, mask, rows=ROWS, confidence=CONFIDENCE, scale=scale, left_out=LEFT_OUT, rng=trial
         )
         for name, true in truth.items():
-            note(name, getattr(found, name + "_low") <= true * slack and true <= getattr(found, name + "_high") * slack)
+            note(
+                name,
+                getattr(estimate, name + "_low") <= true * slack and true <= getattr(estimate, name + "_high") * slack,
+            )
         for place, left_out in enumerate(LEFT_OUT):
             true = exact.alpha_curve[left_out]
-            note(f"alpha {left_out}", found.alpha_low[place] / slack <= true <= found.alpha_high[place] * slack)
-        note("op norm", found.op_norm_low <= exact.op_norm * slack)
-        outside = (log_r < found.log_r_low - 1e-4) | (log_r > found.log_r_high + 1e-4)
-        note("log r", outside.mean() <= found.log_r_outside + 1e-12)
-        note("log kappa low", found.log_kappa_low <= exact.log_kappa + 1e-4)
+            note(f"alpha {left_out}", estimate.alpha_low[place] / slack <= true <= estimate.alpha_high[place] * slack)
+        note("op norm", estimate.op_norm_low <= exact.op_norm * slack)
+        outside = (log_r < estimate.log_r_low - 1e-4) | (log_r > estimate.log_r_high + 1e-4)
+        note("log r", outside.mean() <= estimate.log_r_outside + 1e-12)
+        note("log kappa low", estimate.log_kappa_low <= exact.log_kappa + 1e-4)
     return hits
 
 
 def true_errors(q, k, v, p, output, scale):
-    found = {}
+    errors = {}
     relative = spectral_error(q, k, v, output, scale=scale)
     outputs = {"output": output, "zero": np.zeros_like(output), "mean": np.tile(v.mean(axis=0), (len(q), 1))}
     for part, o in outputs.items():
         suffix = "" if part == "output" else f"_{part}"
         error = p @ v - o
-        found[part, "frobenius"], found[part, "op_norm"] = np.linalg.norm(error), np.linalg.norm(error, 2)
-        found[part, "ratio"] = getattr(relative, "ratio" + suffix)
-        found[part, "relative_frobenius"] = getattr(relative, "relative_frobenius" + suffix)
-    return found
+        errors[part, "frobenius"], errors[part, "op_norm"] = np.linalg.norm(error), np.linalg.norm(error, 2)
+        errors[part, "ratio"] = getattr(relative, "ratio" + suffix)
+        errors[part, "relative_frobenius"] = getattr(relative, "relative_frobenius" + suffix)
+    return errors
 
 
 def everything_covers(problem, trials=TRIALS):
@@ -129,9 +132,9 @@ def extreme_trials(confidence, trials):
     hits = {"frobenius": [], "op_norm": [], "mask_mass": [], "log_r": []}
     for trial in range(trials):
         options = {"rows": rows, "confidence": confidence, "scale": 1.0, "rng": trial}
-        found = certify(q, k, v, output, **options).output
-        hits["frobenius"].append(norm <= found.frobenius)
-        hits["op_norm"].append(norm <= found.op_norm)
+        bounds = certify(q, k, v, output, **options).output
+        hits["frobenius"].append(norm <= bounds.frobenius)
+        hits["op_norm"].append(norm <= bounds.op_norm)
         estimate = estimate_hardness(q, k, mask, **options)
         hits["mask_mass"].append(estimate.mask_mass_low <= 0.5 <= estimate.mask_mass_high)
         outside = (log_r < estimate.log_r_low) | (log_r > estimate.log_r_high)

@@ -54,16 +54,16 @@ def entropies(p):
 def test_intervals_are_those_of_the_theory_page(n_q, n_k, seed, causal):
     q, k, mask = problem(n_q, n_k, seed, causal)
     n_q, s, delta = len(q), max(1, len(q) // 2), 0.1
-    found = estimate_hardness(q, k, mask, rows=s, confidence=0.9, is_causal=causal, rng=seed)
+    estimate = estimate_hardness(q, k, mask, rows=s, confidence=0.9, is_causal=causal, rng=seed)
     drawn = draw_rows(seed, n_q, s, 1)[0]
     p = attention_probabilities(q, k, is_causal=causal)[drawn]
 
     def check(name, sample, transform=lambda x: x):
         mean = sample.mean()
-        assert getattr(found, name) == pytest.approx(transform(mean), rel=1e-10)
+        assert getattr(estimate, name) == pytest.approx(transform(mean), rel=1e-10)
         low, high = (bound(mean, delta / 2, s, n_q) for bound in (mean_lower, mean_upper))
-        assert getattr(found, name + "_low") == pytest.approx(transform(low), rel=1e-8)
-        assert getattr(found, name + "_high") == pytest.approx(transform(high), rel=1e-8)
+        assert getattr(estimate, name + "_low") == pytest.approx(transform(low), rel=1e-8)
+        assert getattr(estimate, name + "_high") == pytest.approx(transform(high), rel=1e-8)
 
     check("mean_square", (p**2).sum(axis=1))
     check("mask_mass", np.where(mask[drawn], p, 0).sum(axis=1))
@@ -73,60 +73,60 @@ def test_intervals_are_those_of_the_theory_page(n_q, n_k, seed, causal):
     c = sorted((p**2).mean(axis=0), reverse=True)
     for place, left_out in enumerate(LEFT_OUT):
         if left_out >= n_k:
-            assert found.alpha[place] == found.alpha_low[place] == found.alpha_high[place] == 0
+            assert estimate.alpha[place] == estimate.alpha_low[place] == estimate.alpha_high[place] == 0
             continue
         low = n_k**2 * mean_lower(c[left_out], delta / 2 / n_k, s, n_q)
         high = n_k**2 * mean_upper(c[left_out], delta / 2 / (left_out + 1), s, n_q)
-        assert found.alpha[place] == pytest.approx(n_k**2 * c[left_out], rel=1e-9)
-        assert found.alpha_low[place] == pytest.approx(max(low, float(left_out == 0)), rel=1e-8)
-        assert found.alpha_high[place] == pytest.approx(high, rel=1e-8)
-    assert (found.left_out, found.rows, found.confidence) == (LEFT_OUT, s, 0.9)
+        assert estimate.alpha[place] == pytest.approx(n_k**2 * c[left_out], rel=1e-9)
+        assert estimate.alpha_low[place] == pytest.approx(max(low, float(left_out == 0)), rel=1e-8)
+        assert estimate.alpha_high[place] == pytest.approx(high, rel=1e-8)
+    assert (estimate.left_out, estimate.rows, estimate.confidence) == (LEFT_OUT, s, 0.9)
 
 
 def test_the_lower_ends_are_proved_for_all_columns_at_once():
     problem = sink(800, 8, 0.7, rng=0)
-    found = estimate_hardness(problem.query, problem.key, rows=80, scale=problem.scale, rng=3)
+    estimate = estimate_hardness(problem.query, problem.key, rows=80, scale=problem.scale, rng=3)
     drawn = draw_rows(3, 800, 80, 1)[0]
     c = np.sort((attention_probabilities(problem.query, problem.key, scale=problem.scale)[drawn] ** 2).mean(axis=0))
     low = kl_lower(c[-1], math.log(2 * 800 / 0.05) / 80)
-    assert found.alpha_low[0] == pytest.approx(800**2 * low, rel=1e-9)
+    assert estimate.alpha_low[0] == pytest.approx(800**2 * low, rel=1e-9)
     low = kl_lower(c[-1], math.log(800 / 0.05) / 80)
-    assert found.op_norm_low == pytest.approx(math.sqrt(800 * low), rel=1e-9)
+    assert estimate.op_norm_low == pytest.approx(math.sqrt(800 * low), rel=1e-9)
 
 
 @given(**shapes, spread=st.sampled_from([0, 1, 40]))
 def test_all_rows_give_the_exact_values(n_q, n_k, seed, causal, spread):
     q, k, mask = problem(n_q, n_k, seed, causal, spread)
-    found = estimate_hardness(q, k, mask, is_causal=causal, left_out=range(n_k + 2), rng=seed)
+    estimate = estimate_hardness(q, k, mask, is_causal=causal, left_out=range(n_k + 2), rng=seed)
     exact, p = hardness(q, k, mask, is_causal=causal, rng=0), attention_probabilities(q, k, is_causal=causal)
-    for ends in (found.alpha, found.alpha_high):
+    for ends in (estimate.alpha, estimate.alpha_high):
         np.testing.assert_allclose(ends[:n_k], exact.alpha_curve, rtol=1e-9, atol=1e-12)
         np.testing.assert_array_equal(ends[n_k:], 0)
-    np.testing.assert_allclose(found.alpha_low[:n_k], exact.alpha_curve, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(estimate.alpha_low[:n_k], exact.alpha_curve, rtol=1e-9, atol=1e-12)
     for name, truth in (
         ("mean_square", exact.frobenius_norm**2 / len(q)),
         ("mask_mass", np.where(mask, p, 0).sum(axis=1).mean()),
         ("perplexity", math.exp(entropies(p).mean())),
     ):
         for end in ("", "_low", "_high"):
-            assert getattr(found, name + end) == pytest.approx(truth, rel=1e-9)
-    assert found.op_norm_low <= exact.op_norm * (1 + 1e-12)
-    assert (found.logit_min, found.logit_max) == pytest.approx((exact.logit_min, exact.logit_max), rel=1e-14)
-    assert found.log_kappa_low == pytest.approx(exact.log_kappa, abs=1e-10)
+            assert getattr(estimate, name + end) == pytest.approx(truth, rel=1e-9)
+    assert estimate.op_norm_low <= exact.op_norm * (1 + 1e-12)
+    assert (estimate.logit_min, estimate.logit_max) == pytest.approx((exact.logit_min, exact.logit_max), rel=1e-14)
+    assert estimate.log_kappa_low == pytest.approx(exact.log_kappa, abs=1e-10)
     log_r = log_unmasked(q, k, mask, causal)
     known = log_r[np.isfinite(log_r)]
     if known.size:
         slack = 1e-10
-        outside = (known < found.log_r_low - slack) | (known > found.log_r_high + slack)
-        assert outside.sum() <= round(found.log_r_outside * len(q)) <= OUTSIDE * len(q)
-        assert found.log_kappa_quantile == pytest.approx(exact.log_kappa, abs=1e-10)  # too few rows to leave one out
+        outside = (known < estimate.log_r_low - slack) | (known > estimate.log_r_high + slack)
+        assert outside.sum() <= round(estimate.log_r_outside * len(q)) <= OUTSIDE * len(q)
+        assert estimate.log_kappa_quantile == pytest.approx(exact.log_kappa, abs=1e-10)  # too few rows to leave one out
 
 
 @given(**shapes)
 def test_the_sample_s_kappa_is_a_lower_bound(n_q, n_k, seed, causal):
     q, k, mask = problem(n_q, n_k, seed, causal, spread=3)
-    found = estimate_hardness(q, k, mask, rows=max(1, len(q) // 3), is_causal=causal, rng=seed)
-    assert 0 <= found.log_kappa_low <= hardness(q, k, mask, is_causal=causal, rng=0).log_kappa + 1e-10
+    estimate = estimate_hardness(q, k, mask, rows=max(1, len(q) // 3), is_causal=causal, rng=seed)
+    assert 0 <= estimate.log_kappa_low <= hardness(q, k, mask, is_causal=causal, rng=0).log_kappa + 1e-10
 
 
 # --- quantiles of log R -------------------------------------------------------------------------------------------
@@ -141,16 +141,16 @@ def one_key(log_r):
     ("n", "s", "least", "most"), [(2000, 100, 0.03, 0.05), (2000, 700, 0.004, 0.01), (50, 49, 0, 0.01)]
 )
 def test_the_fraction_outside_is_the_least_that_the_tail_allows(n, s, least, most):
-    found = estimate_hardness(*one_key(np.arange(n) / n), rows=s, scale=1.0, rng=0)
+    estimate = estimate_hardness(*one_key(np.arange(n) / n), rows=s, scale=1.0, rng=0)
     drawn = draw_rows(0, n, s, 1)[0] / n
-    a = 1 + int(np.flatnonzero(np.isclose(drawn, found.log_r_low))[0])
-    assert found.log_r_high == pytest.approx(drawn[-a])
-    m = round(found.log_r_outside * n)
+    a = 1 + int(np.flatnonzero(np.isclose(drawn, estimate.log_r_low))[0])
+    assert estimate.log_r_high == pytest.approx(drawn[-a])
+    m = round(estimate.log_r_outside * n)
     assert hypergeom.cdf(2 * a - 1, n, m + 2, s) <= 0.05
     assert m == 0 or hypergeom.cdf(2 * a - 1, n, m + 1, s) > 0.05
     # As many order statistics are left out as 1 % of the rows allows.
     assert hypergeom.cdf(2 * a + 1, n, int(OUTSIDE * n) + 2, s) > 0.05
-    assert least <= found.log_r_outside <= most
+    assert least <= estimate.log_r_outside <= most
 
 
 def test_the_exact_probability_of_too_many_rows_outside():
@@ -164,15 +164,15 @@ def test_the_exact_probability_of_too_many_rows_outside():
 
 
 def test_ties_do_no_harm():
-    found = estimate_hardness(*one_key(np.zeros(300)), rows=60, scale=1.0, rng=0)
-    assert (found.log_r_low, found.log_r_high, found.log_kappa_quantile) == (0, 0, 0)
+    estimate = estimate_hardness(*one_key(np.zeros(300)), rows=60, scale=1.0, rng=0)
+    assert (estimate.log_r_low, estimate.log_r_high, estimate.log_kappa_quantile) == (0, 0, 0)
 
 
 def test_covered_rows_have_no_part():
     q, k, mask = problem(60, 20, 0)
     mask[::2] = True
-    found = estimate_hardness(q, k, mask, rng=0)
-    assert found.log_kappa_low == pytest.approx(hardness(q, k, mask, rng=0).log_kappa, abs=1e-12)
+    estimate = estimate_hardness(q, k, mask, rng=0)
+    assert estimate.log_kappa_low == pytest.approx(hardness(q, k, mask, rng=0).log_kappa, abs=1e-12)
     nothing = estimate_hardness(q, k, np.ones_like(mask), rows=30, rng=0)
     assert (nothing.log_r_low, nothing.log_r_high, nothing.log_r_outside) == (-math.inf, math.inf, 0)
     assert (nothing.log_kappa_low, nothing.mask_mass) == (0, pytest.approx(1, rel=1e-14))
@@ -239,14 +239,14 @@ def test_the_leaves_of_a_causal_plan_count_as_captured():
 def test_large_logits(spread, causal, dtype):
     q, k, mask = problem(60, 60, 0, causal, spread=spread)
     q, k = q.astype(dtype), k.astype(dtype)
-    found = estimate_hardness(q, k, mask, is_causal=causal, rng=0)
+    estimate = estimate_hardness(q, k, mask, is_causal=causal, rng=0)
     exact = hardness(q, k, mask, is_causal=causal, rng=0)
     # A logit of 5000 carries a few units of 6e-8 times 5000 in float32; P has that as a relative error.
     rel = 1e-2 if dtype is np.float32 else 1e-9
-    assert found.alpha[0] == pytest.approx(exact.alpha, rel=rel)
-    assert found.log_kappa_low == pytest.approx(exact.log_kappa, rel=rel)
-    assert 1 <= found.perplexity_low <= found.perplexity <= found.perplexity_high <= 60 * (1 + 1e-12)
-    assert all(np.all(np.isfinite(x)) for x in vars(found).values())
+    assert estimate.alpha[0] == pytest.approx(exact.alpha, rel=rel)
+    assert estimate.log_kappa_low == pytest.approx(exact.log_kappa, rel=rel)
+    assert 1 <= estimate.perplexity_low <= estimate.perplexity <= estimate.perplexity_high <= 60 * (1 + 1e-12)
+    assert all(np.all(np.isfinite(x)) for x in vars(estimate).values())
 
 
 def test_float16_is_computed_in_float32():
@@ -257,25 +257,25 @@ def test_float16_is_computed_in_float32():
 
 
 def test_flat_attention():
-    found = estimate_hardness(np.zeros((50, 3)), np.zeros((40, 3)), rows=20, left_out=[0, 39], rng=0)
-    np.testing.assert_allclose(found.alpha, 1, rtol=1e-12)
-    assert found.alpha_low[0] == 1
-    assert found.perplexity == pytest.approx(40, rel=1e-12)
-    assert found.op_norm_low == pytest.approx(math.sqrt(50 / 40), rel=1e-12)
+    estimate = estimate_hardness(np.zeros((50, 3)), np.zeros((40, 3)), rows=20, left_out=[0, 39], rng=0)
+    np.testing.assert_allclose(estimate.alpha, 1, rtol=1e-12)
+    assert estimate.alpha_low[0] == 1
+    assert estimate.perplexity == pytest.approx(40, rel=1e-12)
+    assert estimate.op_norm_low == pytest.approx(math.sqrt(50 / 40), rel=1e-12)
 
 
 def test_a_sink_is_seen_in_the_norm():
     q, k = np.ones((1000, 1)), np.zeros((1000, 1))
     k[3] = 500
-    found = estimate_hardness(q, k, rows=200, scale=1.0, rng=0)
-    assert 0.9 * math.sqrt(1000) < found.op_norm_low <= math.sqrt(1000)
-    assert found.alpha[0] == pytest.approx(1000**2)
+    estimate = estimate_hardness(q, k, rows=200, scale=1.0, rng=0)
+    assert 0.9 * math.sqrt(1000) < estimate.op_norm_low <= math.sqrt(1000)
+    assert estimate.alpha[0] == pytest.approx(1000**2)
 
 
 def test_one_query_one_key():
-    found = estimate_hardness(np.ones((1, 1)), np.ones((1, 1)))
-    assert (found.perplexity, found.op_norm_low, found.log_r_outside) == (1, 1, 0)
-    np.testing.assert_array_equal(found.alpha, [1, 0, 0, 0])
+    estimate = estimate_hardness(np.ones((1, 1)), np.ones((1, 1)))
+    assert (estimate.perplexity, estimate.op_norm_low, estimate.log_r_outside) == (1, 1, 0)
+    np.testing.assert_array_equal(estimate.alpha, [1, 0, 0, 0])
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
