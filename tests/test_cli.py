@@ -1,51 +1,17 @@
-"""The command line: exit codes, one clear error for bad arguments, and files only where asked."""
+"""The command line: what the commands share, and what it needs."""
 
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
 
 import hyperattention_ref as hr
-from hyperattention_ref import cli, proofs_checks
-from hyperattention_ref.proofs_checks import Verdict
-from hyperattention_ref.verify import sample_head_measures
+from hyperattention_ref import cli
 
 
 def invoke(*arguments, **environment):
     return CliRunner().invoke(cli.app(), list(map(str, arguments)), env={"COLUMNS": None} | environment)
-
-
-@pytest.fixture(scope="module")
-def heads():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_head_measures, "RUNS", 1)
-        return sample_head_measures.measure_sample_heads()
-
-
-@pytest.fixture
-def few_checks(monkeypatch, heads):
-    """Two quick statements and whatever verdict the test plants as a third."""
-    planted = ModuleType("planted")
-    planted.check = lambda settings: iter(())
-    monkeypatch.setitem(sys.modules, "hyperattention_ref.proofs_checks.planted", planted)
-    monkeypatch.setattr(proofs_checks, "STATEMENTS", ("algorithm_1", "planted", "merge_monoid"))
-    monkeypatch.setattr(sample_head_measures, "measure_sample_heads", lambda *, epsilon, seed: heads)
-
-    def plant(left, expected):
-        words = dict.fromkeys(("name", "paper", "statement", "hypothesis", "family"), "planted")
-        planted.check = lambda settings: iter([Verdict(**words, left=left, right=1.0, expected=expected)])
-
-    return plant
-
-
-@pytest.fixture
-def no_work(monkeypatch):
-    """The settings that would have been run; nothing is."""
-    runs = []
-    monkeypatch.setattr(cli, "run", lambda settings, out: runs.append(settings) or True)
-    return runs
 
 
 def test_version():
@@ -65,96 +31,6 @@ def test_backends_lists_every_backend_and_the_reason_of_each_absentee(monkeypatc
     ]
 
 
-def test_verify_shows_tables_and_writes_the_report(few_checks, tmp_path):
-    out = tmp_path / "new" / "folder"
-    result = invoke("verify", "--n", 64, "--trials", 2, "--out", out)
-    assert result.exit_code == 0, result.output
-    for words in ("size of the mask", "merge: union", "Six real heads", "All 6 outcomes are as expected", "0/2"):
-        assert words in result.output
-    assert str(out / "report.html") in result.output
-    assert {path.name for path in out.iterdir()} == {"report.html", "report.json", "ratios.png", "sample_heads.png"}
-
-
-def test_a_narrow_terminal_is_told_which_columns_are_missing(few_checks, tmp_path):
-    wide = invoke("verify", "--n", 64, "--trials", 1, "--out", tmp_path)
-    narrow = invoke("verify", "--n", 64, "--trials", 1, "--out", tmp_path, COLUMNS="80")
-    assert "m used, left, right: in the report" in narrow.output
-    assert "in the report" not in wide.output
-    assert max(map(len, narrow.output.splitlines())) <= max(80, len(str(tmp_path)) + 50)
-
-
-@pytest.mark.parametrize(
-    ("left", "expected", "exit_code", "words"),
-    [
-        (2.0, "holds", 1, "fails: unexpected"),
-        (0.5, "fails", 1, "holds: unexpected"),
-        (float("nan"), "holds", 1, "fails: unexpected"),
-        (2.0, "fails", 0, "fails, as it must"),
-        (2.0, None, 0, "For information"),
-    ],
-)
-def test_exit_code_is_1_after_the_report_when_an_outcome_is_unexpected(
-    few_checks, tmp_path, left, expected, exit_code, words
-):
-    few_checks(left, expected)
-    result = invoke("verify", "--n", 64, "--trials", 2, "--out", tmp_path, COLUMNS="200")
-    assert result.exit_code == exit_code, result.output
-    assert words in result.output
-    assert (tmp_path / "report.html").exists()
-    unexpected = "1 of 7 outcomes are not as expected"
-    assert (unexpected in result.output) == (exit_code == 1)
-
-
-def test_quick_sets_n_and_trials_where_they_are_not_given(no_work, tmp_path):
-    invoke("verify", "--out", tmp_path)
-    invoke("verify", "--quick", "--out", tmp_path)
-    invoke("verify", "--quick", "--n", 100, "--out", tmp_path)
-    invoke("verify", "--quick", "--trials", 7, "--out", tmp_path)
-    assert [(s.n, s.trials) for s in no_work] == [(1024, 20), (256, 5), (100, 5), (256, 7)]
-
-
-def test_settings_are_what_was_asked_for(no_work, tmp_path):
-    result = invoke("verify", "--family=sink", "--family=flat", "--epsilon=1", "--seed=9", "--out", tmp_path)
-    assert result.exit_code == 0
-    (settings,) = no_work
-    assert (settings.families, settings.epsilon, settings.seed) == (("sink", "flat"), 1.0, 9)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--family", "gauss"], ["gauss", *hr.synthetic.FAMILIES]),
-        (["--family", "sink", "--family", "no"], ["unknown: no"]),
-        (["--n", "63"], ["--n", "63", "64"]),
-        (["--n", "many"], ["--n", "integer"]),
-        (["--epsilon", "0"], ["--epsilon", "0 < epsilon <= 1"]),
-        (["--epsilon", "1.01"], ["--epsilon", "1.01"]),
-        (["--epsilon", "nan"], ["--epsilon", "nan"]),
-        (["--trials", "0"], ["--trials", "0"]),
-        (["--seed", "-1"], ["--seed", "-1"]),
-        (["--colour"], ["--colour"]),
-    ],
-)
-def test_bad_arguments_are_one_clear_error(no_work, tmp_path, arguments, words):
-    result = invoke("verify", *arguments, "--out", tmp_path / "out", COLUMNS="200")
-    assert result.exit_code == 2
-    assert "Traceback" not in result.output
-    for word in words:
-        assert word in result.output
-    assert no_work == []
-
-
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_an_out_that_cannot_be_a_folder_is_refused_before_the_work(no_work, tmp_path, place):
-    (tmp_path / "file").write_text("precious")
-    result = invoke("verify", "--out", tmp_path / place, COLUMNS="300")
-    assert result.exit_code == 2
-    assert "cannot be made a folder" in result.output
-    assert "Traceback" not in result.output
-    assert (tmp_path / "file").read_text() == "precious"
-    assert no_work == []
-
-
 @pytest.mark.parametrize("absent", cli.NEEDED)
 def test_without_the_extra_the_command_says_which_to_install(monkeypatch, capsys, absent):
     monkeypatch.setitem(sys.modules, absent, None)
@@ -169,12 +45,3 @@ def test_without_the_extra_the_command_says_which_to_install(monkeypatch, capsys
 def test_importing_the_command_line_imports_nothing_of_the_extra():
     code = "import sys; from hyperattention_ref.cli import NEEDED; sys.exit(len({'numpy', *NEEDED} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-@pytest.mark.slow
-def test_quick_verify_ends_well_from_the_shell(tmp_path):
-    command = [sys.executable, "-W", "error", "-c", "from hyperattention_ref.cli import main; main()"]
-    result = subprocess.run([*command, "verify", "--quick", "--out", tmp_path], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "outcomes are as expected" in result.stdout
-    assert len(list(tmp_path.iterdir())) == 6

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.pages.wording import number, power_of_ten
+
+if TYPE_CHECKING:
+    from hyperattention_ref.pages.plot_style import Plot
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write by way of a temporary file that is renamed."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write by way of a temporary file of this process that is renamed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
@@ -23,27 +28,56 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_plots(plots: Iterable, folder: Path) -> list[tuple]:
+def write_json(path: Path, content: dict) -> None:
+    """Strict JSON in UTF-8."""
+    write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
+
+
+def write_report(folder: Path, data: str, report: Result, plots: Iterable[Plot], template: str, **names) -> None:
+    """Write the report as JSON, its plots as PNG files, and report.html, which needs no other file.
+
+    Parameters
+    ----------
+    folder : an existing directory; files of the same names are replaced.
+    data : name of the JSON file.
+    report, plots : what to write.
+    template, names : of the page; see `render`.
+    """
+    write_json(folder / data, report.to_dict())
+    page = render(template, report=report, plots=write_plots(plots, folder), **names)
+    write_whole(folder / "report.html", page.encode())
+
+
+def write_plots(plots: Iterable[Plot], folder: Path) -> list[tuple[Plot, str]]:
     """Write every Plot as a PNG file; return pairs of a Plot and its PNG in base64."""
-    written = []
+    pairs = []
     for plot in plots:
         buffer = io.BytesIO()
         plot.figure.savefig(buffer, format="png", dpi=160)
         write_whole(folder / f"{plot.name}.png", buffer.getvalue())
-        written.append((plot, base64.b64encode(buffer.getvalue()).decode()))
-    return written
+        pairs.append((plot, base64.b64encode(buffer.getvalue()).decode()))
+    return pairs
 
 
 def render(template: str, **names) -> str:
-    """The page that a template, such as `verify/page.html.j2`, makes of `names`; `style` is the sheet of all pages."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
+    """The page of a template, such as `verify/page.html.j2`; all extend `pages/page.html.j2`.
 
-    pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    Parameters
+    ----------
+    template : path in the package.
+    names : what the template may use; `report` and `plots`, the pairs of `write_plots`, are needed by all.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    pages = Environment(
+        loader=PackageLoader("hyperattention_ref", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     pages.filters |= {"maths": maths, "number": number, "power_of_ten": power_of_ten}
-    package = resources.files("hyperattention_ref")
-    style = Markup((package / "pages/page.css").read_text(encoding="utf-8"))
-    return pages.from_string((package / template).read_text(encoding="utf-8")).render(style=style, **names)
+    return pages.get_template(template).render(**names)
 
 
 def maths(text: str):

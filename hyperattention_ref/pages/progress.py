@@ -17,7 +17,7 @@ def progress_bar(console: Console) -> Iterator[Step]:
     """A bar that the yielded Step moves while the block runs, and that is gone afterwards."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("starting", total=None)
 
         def step(name: str, finished: int, total: int) -> None:
             bar.update(task, completed=finished, total=total, description=name)

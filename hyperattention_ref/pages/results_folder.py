@@ -16,7 +16,7 @@ Part = TypeVar("Part", bound=Result)
 
 @dataclass(frozen=True)
 class ResultsFolder:
-    """Where the parts of one run are kept.
+    """Where the parts of one run are kept; it can be pickled, so that workers can share it.
 
     Attributes
     ----------
@@ -37,28 +37,45 @@ class ResultsFolder:
         content : what the run is of, for `json.dumps`.
         other : what the folder holds if its record differs, such as "a survey with other settings".
         """
-        record = self.path / self.record
+        record, text = self.path / self.record, json.dumps(content)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is no folder; name a folder for the results")
-        if record.exists() and record.read_text(encoding="utf-8") != json.dumps(content):
-            raise ValueError(f"{self.path} holds {other}; name another folder, or remove it")
-        if not record.exists() and self.path.exists() and any(self.path.iterdir()):
+        if record.exists():
+            if record.read_text(encoding="utf-8") != text:
+                raise ValueError(f"{self.path} holds {other}; name another folder, or remove it")
+        elif self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} holds files of something else; name another folder")
-        (self.path / self.parts).mkdir(parents=True, exist_ok=True)
-        write_whole(record, json.dumps(content).encode())
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(record, text.encode())
+        (self.path / self.parts).mkdir(exist_ok=True)
 
     def file(self, name: str) -> Path:
         """The file of a part."""
         return self.path / self.parts / f"{name}.json"
 
     def read(self, name: str, kind: type[Part]) -> Part:
-        """A finished part."""
-        from pydantic import TypeAdapter
+        """A finished part.
 
-        return TypeAdapter(kind).validate_json(self.file(name).read_bytes())
+        Raises
+        ------
+        ValueError : the file holds something else.
+        """
+        from pydantic import TypeAdapter, ValidationError
 
-    def once(self, name: str, run: Callable[[], Part], kind: type[Part], keep: Callable[[Part], bool] | None = None):
-        """A part: from its file if it is finished, else from `run`, and then kept unless `keep` says no."""
+        file = self.file(name)
+        try:
+            return TypeAdapter(kind).validate_json(file.read_bytes())
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(map(str, fault["loc"]))
+            reason = f"{place}: {fault['msg']}" if place else fault["msg"]
+            raise ValueError(f"{file} holds no finished result ({reason}); remove it and run again") from error
+
+    def once(
+        self, name: str, run: Callable[[], Part], kind: type[Part], keep: Callable[[Part], bool] | None = None
+    ) -> Part:
+        """A part: read if it is finished, else run, and then kept unless `keep` returns False."""
         if self.file(name).exists():
             return self.read(name, kind)
         part = run()

@@ -1,25 +1,33 @@
-"""The report as tables for the terminal."""
+"""A run of the checks in the terminal: a progress bar while it runs, tables at its end."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hyperattention_ref import proofs_checks
+from hyperattention_ref.pages.progress import Step, progress_bar
 from hyperattention_ref.pages.wording import number, power_of_ten
-from hyperattention_ref.proofs_checks import Verdict
+from hyperattention_ref.proofs_checks import Settings, Verdict
 from hyperattention_ref.proofs_checks.statement import HOLDS, NOT_REFUTED
+from hyperattention_ref.verify.page import write_report
 from hyperattention_ref.verify.report import (
     FAILS_AS_IT_MUST,
     INFORMATION,
     UNEXPECTED,
     Report,
+    environment,
     limit,
     outcome,
     statements,
 )
+from hyperattention_ref.verify.sample_head_measures import SampleHeadMeasures, measure_sample_heads
 
 COLOURS = {
     HOLDS: "green",
@@ -34,6 +42,36 @@ COLUMNS = {"m asked": 8, "m used": 7, "left": 9, "right": 9, "worst ratio": 11, 
 LEFT_OUT = ("m used", "left", "right")
 WIDE = 120
 """A terminal of less than this many characters gets no columns `LEFT_OUT`."""
+
+
+def run(settings: Settings, out: Path, console: Console) -> bool:
+    """Check, show, write the report; return whether every outcome is as expected."""
+    start = time.perf_counter()
+    with progress_bar(console) as step:
+        verdicts, heads = measure(settings, step)
+    report = Report(settings, verdicts, heads, time.perf_counter() - start, environment())
+    for table in (*verdict_tables(report, console.width), *heads_tables(report)):
+        console.print(table)
+    console.print("", *report.findings, "", sep="\n", highlight=False)
+    console.print(report.summary, style="bold" if report.as_expected else "bold red", highlight=False)
+    write_report(report, out)
+    console.print(f"{report.seconds:.0f} s. The report is", out / "report.html", highlight=False, soft_wrap=True)
+    return report.as_expected
+
+
+def measure(settings: Settings, step: Step) -> tuple[tuple[Verdict, ...], tuple[SampleHeadMeasures, ...]]:
+    """All verdicts and the real heads."""
+    parts = (*proofs_checks.STATEMENTS, "real heads")
+    verdicts: list[Verdict] = []
+
+    def show(part: str) -> None:
+        unexpected = sum(not verdict.as_expected for verdict in verdicts)
+        step(f"{part}, {unexpected} unexpected so far", parts.index(part), len(parts))
+
+    for verdict in proofs_checks.run_checks(settings, only=proofs_checks.STATEMENTS, progress=show):
+        verdicts.append(verdict)
+    show("real heads")
+    return tuple(verdicts), measure_sample_heads(epsilon=settings.epsilon, seed=settings.seed)
 
 
 def verdict_tables(report: Report, width: int) -> Iterator[Table]:

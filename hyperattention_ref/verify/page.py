@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from hyperattention_ref.pages.files import render, write_plots, write_whole
+from hyperattention_ref.pages import files
 from hyperattention_ref.verify.figures import draw_figures
 from hyperattention_ref.verify.report import OUTCOMES, Report, hypothesis_values, limit, outcome, statements
+
+NAMES = {
+    "outcome": outcome,
+    "outcomes": OUTCOMES,
+    "limit": limit,
+    "hypothesis_values": hypothesis_values,
+    "statements": statements,
+    "median": lambda x: float(np.median(x)),
+}
+"""What the page's template uses beside the report and its plots."""
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -20,22 +29,4 @@ def write_report(report: Report, folder: Path) -> None:
     report : what to write.
     folder : an existing directory; files of the same names are replaced.
     """
-    text = json.dumps(report.to_dict(), ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "report.json", text.encode())
-    plots = write_plots(draw_figures(report), folder)
-    write_whole(folder / "report.html", render_page(report, plots).encode())
-
-
-def render_page(report: Report, plots) -> str:
-    """The HTML page; `plots` are pairs of a Plot and its PNG in base64."""
-    return render(
-        "verify/page.html.j2",
-        report=report,
-        plots=plots,
-        outcome=outcome,
-        outcomes=OUTCOMES,
-        limit=limit,
-        hypothesis_values=hypothesis_values,
-        statements=statements,
-        median=lambda x: float(np.median(x)),
-    )
+    files.write_report(folder, "report.json", report, draw_figures(report), "verify/page.html.j2", **NAMES)

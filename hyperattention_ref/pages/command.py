@@ -1,0 +1,38 @@
+"""What the commands share: how they refuse bad input, lists of numbers, and the console."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BAD_INPUT = (ValueError, TypeError, OSError, ImportError, MemoryError)
+"""What the library raises for input that it refuses, or that does not fit."""
+
+
+def refuse(reason) -> NoReturn:
+    """End with exit code 2 and one line that says why."""
+    if isinstance(reason, OSError) and reason.strerror:
+        reason = f"{reason.filename}: {reason.strerror}"
+    print(f"hyperattention: {reason}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """Numbers from zero, as in 0,1,5; None for None."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{text!r} is no list of numbers from zero, such as 0,1,5")
+    return [int(part) for part in parts]
+
+
+def console(width: int) -> Console:
+    """A console as wide as the terminal, or of this width in a pipe or a file, where wide tables need one."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else width)

@@ -1,0 +1,41 @@
+"""What the commands share: one line for a refusal, lists of numbers, and the width of the console."""
+
+import errno
+
+import pytest
+
+from hyperattention_ref.pages.command import console, numbers, refuse
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        ("give one of both", "give one of both"),
+        (ValueError("n is 0"), "n is 0"),
+        (OSError(errno.ENOENT, "No such file or directory", "maps.npz"), "maps.npz: No such file or directory"),
+        (OSError("no archive"), "no archive"),
+    ],
+)
+def test_a_refusal_is_one_line_and_exit_code_2(capsys, reason, line):
+    with pytest.raises(SystemExit) as stopped:
+        refuse(reason)
+    assert stopped.value.code == 2
+    assert capsys.readouterr() == ("", f"hyperattention: {line}\n")
+
+
+def test_numbers_are_separated_by_commas():
+    assert numbers(None) is None
+    assert numbers("0, 3,11") == [0, 3, 11]
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "-1", "1.5", "1 2"])
+def test_what_is_no_list_of_numbers_is_refused(text):
+    with pytest.raises(ValueError, match="is no list of numbers from zero, such as 0,1,5"):
+        numbers(text)
+
+
+def test_a_pipe_has_the_width_that_the_tables_need_and_columns_overrides_it(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console(190).width == 190
+    monkeypatch.setenv("COLUMNS", "77")
+    assert console(190).width == 77
