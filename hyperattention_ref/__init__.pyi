@@ -27,7 +27,8 @@ from .plan.plan import Plan
 from .plan.planner import make_plan
 from .plan.recipe import RECIPES, Recipe, preset
 from .plan.tiling import causal_tiling
-from .surveys.head import SurveySettings, measure_head
+from .surveys.head import measure_head
+from .surveys.settings import SurveySettings
 from .surveys.survey import survey
 
 __version__: str

@@ -11,7 +11,7 @@ import typer
 
 from hyperattention_ref.pages.command import BAD_INPUT, console, numbers, refuse
 from hyperattention_ref.plan.recipe import RECIPES
-from hyperattention_ref.surveys.head import SurveySettings
+from hyperattention_ref.surveys.settings import SurveySettings
 
 LAYERS = typer.Option(help="Layers, as in 0,1; default all.")
 HEADS = typer.Option(help="Heads of every layer, as in 0,3; default all.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from matplotlib import rc_context
@@ -10,20 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREY, ORANGE, RED, STYLE, Plot
 from hyperattention_ref.pages.wording import number
-from hyperattention_ref.surveys.report import (
-    MEAN,
-    ZERO,
-    SurveyReport,
-    alpha_without,
-    curve,
-    exponent,
-    log10,
-    shown,
-)
+from hyperattention_ref.surveys.head_measures import MEAN, ZERO
+from hyperattention_ref.surveys.report import SurveyReport, label
 
 COLUMNS = 3
 """Heat maps side by side."""
@@ -40,7 +33,7 @@ def draw_figures(report: SurveyReport) -> Iterator[Plot]:
         yield mass_maps(report)
         yield error_maps(report)
         yield hardness_maps(report)
-        if any(head["growth"] for head in report.heads):
+        if any(head.growth for head in report.heads):
             yield growth(report)
         yield pictures(report)
 
@@ -52,24 +45,21 @@ def hardness_maps(report: SurveyReport) -> Plot:
         "log₁₀ κ, rows rescaled": "log_kappa_rescaled",
         "log₁₀ κ*, best key shift": "log_kappa_shifted",
     }
-    panels = {
-        title: np.array([log10(head["hardness"][name]) for head in report.heads]) for title, name in kappas.items()
-    }
+    hardness = [head.hardness for head in report.heads]
+    panels = {title: _log10([getattr(h, name) for h in hardness], name) for title, name in kappas.items()}
     for k in (0, 1, 32):
         title = f"log₁₀ α without the {k} heaviest" if k else "log₁₀ α"
-        values = [alpha_without(head, k) for head in report.heads]
-        panels[title.replace("the 1 heaviest", "the heaviest column")] = np.array(
-            [np.nan if x is None else np.log10(x) for x in values]
-        )
+        title = title.replace("the 1 heaviest", "the heaviest column")
+        panels[title] = _log10([h.alpha_left_out.get(k) for h in hardness], "alpha")
     kappa, alpha = np.array(list(panels.values())).reshape(2, -1)
     norms = [Normalize(np.nanmin(x), np.nanquantile(x, 0.97)) for x in (kappa, alpha)]
-    figure = _heat_maps(report, panels, lambda place: (norms[place // COLUMNS], "cividis"), "{:.1f}")
+    figure = _heat_maps(report, panels, "{:.1f}", "cividis", lambda place: norms[place // COLUMNS])
     return Plot(
         "hardness_maps",
         "α and κ head by head, and how little of them is left without a few columns and without the scale of rows",
         "Upper row: κ as the paper defines it, without a mask; after row rescaling by a pilot of 128 keys; and κ*, the "
         "least that a constant added to all keys can reach, which leaves attention unchanged. Lower row: α, from 0 "
-        f"(flat) to {number(2 * np.log10(max(head['n'] for head in report.heads)))} (every query looks at one key), "
+        f"(flat) to {number(2 * np.log10(max(head.n for head in report.heads)))} (every query looks at one key), "
         "without the heaviest column and without the 32 heaviest. Colours of each row end at its 97 % quantile.",
         figure,
     )
@@ -78,11 +68,11 @@ def hardness_maps(report: SurveyReport) -> Plot:
 def mass_maps(report: SurveyReport) -> Plot:
     """The softmax mass in the exact pairs of every recipe."""
     panels = {name: report.masses(name) for name in report.settings.recipes}
-    figure = _heat_maps(report, _with_median(panels, "{:.0%}"), lambda _: (Normalize(0, 1), "cividis"), "{:.2f}")
+    figure = _heat_maps(report, _with_median(panels, "{:.0%}"), "{:.2f}", "cividis", lambda _: Normalize(0, 1))
     best = max(panels, key=lambda name: np.median(panels[name]))
     return Plot(
         "mass_maps",
-        f"Share of the softmax mass that each recipe’s exact pairs hold; most by {shown(best)}, "
+        f"Share of the softmax mass that each recipe’s exact pairs hold; most by {label(best)}, "
         f"{np.median(panels[best]):.0%} in the median",
         "In brackets the median over the heads. Sampled keys do not count as found: they stand for what is left over, "
         "so that “uniform” finds nothing by itself.",
@@ -94,10 +84,9 @@ def error_maps(report: SurveyReport) -> Plot:
     """The relative error of every recipe and of the mean of V."""
     panels = {name: report.errors(name) for name in (*report.settings.recipes, MEAN)}
     panels = _with_median(panels, "{:.2f}", {MEAN: "baseline: mean of V"})
-    norm = TwoSlopeNorm(1, 0, 2)
-    all_rows = all(head["rows"] == head["n"] for head in report.heads)
+    all_rows = all(head.rows == head.n for head in report.heads)
     red = "red is further off" if all_rows else "red may be further off, or the bound is loose"
-    figure = _heat_maps(report, panels, lambda _: (norm, "RdBu_r"), "{:.2f}")
+    figure = _heat_maps(report, panels, "{:.2f}", "RdBu_r", lambda _: TwoSlopeNorm(1, 0, 2))
     return Plot(
         "error_maps",
         f"Relative error head by head: blue is closer to attention than an output of zeros, {red}",
@@ -109,12 +98,14 @@ def error_maps(report: SurveyReport) -> Plot:
 
 def _with_median(panels: dict[str, np.ndarray], form: str, names: dict[str, str] | None = None) -> dict:
     names = names or {}
-    return {f"{names.get(name, shown(name))} ({form.format(np.median(x))})": x for name, x in panels.items()}
+    return {f"{names.get(name, label(name))} ({form.format(np.median(x))})": x for name, x in panels.items()}
 
 
-def _heat_maps(report: SurveyReport, panels: dict[str, np.ndarray], look, form: str) -> Figure:
-    """Maps of layers by heads; `look` gives colour scale and colours by the place of a panel."""
-    layers, heads = (sorted({head[axis] for head in report.heads}) for axis in ("layer", "head"))
+def _heat_maps(
+    report: SurveyReport, panels: dict[str, np.ndarray], form: str, colours: str, norm: Callable[[int], Normalize]
+) -> Figure:
+    """Maps of layers by heads; `form` writes a value, `norm` is the colour scale by the place of a panel."""
+    layers, heads = (sorted({getattr(head, axis) for head in report.heads}) for axis in ("layer", "head"))
     down = -(-len(panels) // COLUMNS)
     figure = Figure(figsize=(10, down * (0.75 + 0.21 * min(len(layers), 40))))
     grid = figure.subplots(down, COLUMNS, squeeze=False, sharex=True, sharey=True)
@@ -125,16 +116,15 @@ def _heat_maps(report: SurveyReport, panels: dict[str, np.ndarray], look, form: 
         title, values = list(panels.items())[place]
         cells = np.full((len(layers), len(heads)), np.nan)
         for head, value in zip(report.heads, values, strict=True):
-            cells[layers.index(head["layer"]), heads.index(head["head"])] = value
-        norm, colours = look(place)
-        drawn = axes.imshow(cells, cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
+            cells[layers.index(head.layer), heads.index(head.head)] = value
+        image = axes.imshow(cells, cmap=colours, norm=norm(place), aspect="auto", interpolation="nearest")
         axes.set_facecolor("#f0f1f3")
         axes.set_title(title, fontsize=9.5)
         axes.grid(visible=False)
         axes.tick_params(length=0, labelsize=8)
         _few_ticks(axes, layers, heads)
         if len(heads) <= MOST_NUMBERED:
-            _numbers(axes, cells, drawn, form)
+            _numbers(axes, cells, image, form)
         if place % COLUMNS == 0:
             axes.set_ylabel("layer")
         if place + COLUMNS >= len(panels):
@@ -149,12 +139,12 @@ def _few_ticks(axes: Axes, layers: list[int], heads: list[int]) -> None:
         axis.set_ticks(range(0, len(labels), step), [str(x) for x in labels[::step]])
 
 
-def _numbers(axes: Axes, cells: np.ndarray, drawn, form: str) -> None:
+def _numbers(axes: Axes, cells: np.ndarray, image: AxesImage, form: str) -> None:
     """The value in each cell, white on dark."""
     size = min(8.5, 66 / cells.shape[1])
     for (y, x), value in np.ndenumerate(cells):
         if np.isfinite(value):
-            red, green, blue, _ = drawn.cmap(drawn.norm(value))
+            red, green, blue, _ = image.cmap(image.norm(value))
             colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else BLACK
             axes.text(x, y, form.format(value), ha="center", va="center", fontsize=size, color=colour)
 
@@ -166,8 +156,8 @@ def errors(report: SurveyReport) -> Plot:
     figure = Figure(figsize=(10, 1.1 + 0.36 * len(lines)))
     axes = figure.subplots()
     spread = np.random.default_rng(0).uniform(-0.22, 0.22, len(report.heads))
-    first = report.heads[0]["recipes"]
-    labels = [f"{shown(x)}{', with a pilot' if first[x]['pilot_rows'] else ''}" for x in recipes]
+    first = report.heads[0].recipes
+    labels = [f"{label(x)}{', with a pilot' if first[x].pilot_rows else ''}" for x in recipes]
     for y, name in enumerate(lines):
         x, colour = report.errors(name), BLUE if name in recipes else GREY
         finite = np.isfinite(x)
@@ -186,7 +176,7 @@ def errors(report: SurveyReport) -> Plot:
     return Plot(
         "errors",
         f"{'No recipe' if not within else f'{within} of {len(recipes)} recipes'} within the tolerance "
-        f"{'on any head' if not within else 'on some head'}; least error in the median: {shown(recipes[0])}",
+        f"{'on any head' if not within else 'on some head'}; least error in the median: {label(recipes[0])}",
         f"One dot for each head, at {report.settings.budget} keys for each query; the bar is the median. A recipe is "
         "of use on a head where it lies left of both baselines, which look at no query. The pilots’ keys come on top.",
         figure,
@@ -197,55 +187,60 @@ def growth(report: SurveyReport) -> Plot:
     """alpha, alpha without n/16 columns and kappa on prefixes of the text."""
     figure = Figure(figsize=(10, 3.9))
     panels = {"alpha": ("α", BLUE), "alpha_sixteenth": ("α without n/16 columns", BLUE), "log_kappa": ("κ", ORANGE)}
-    titles = []
-    lengths = {int(n) for head in report.heads for n in curve(head, "alpha")[0]}
+    medians, words = [], []
     for axes, (name, (title, colour)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        curves = [curve(head, name) for head in report.heads]
-        for n, x in curves:
-            axes.plot(n, log10_values(name, x), color=colour, linewidth=0.8, alpha=0.35)
-        shared = sorted(n for n in lengths if all(n in c[0] for c in curves))
-        middle = [np.median([log10_values(name, x)[list(n).index(m)] for n, x in curves]) for m in shared]
-        axes.plot(shared, middle, "o-", color=BLACK, linewidth=2, markersize=4)
-        slopes = np.array([exponent(head, name) for head in report.heads])
-        fitted = float(np.nanmedian(slopes))
-        axes.set(xscale="log", xlabel="n, tokens of the prefix", title=f"{title}:  n^{fitted:.2f}".replace("-", "−"))
-        axes.set_ylabel("powers of ten")
-        axes.set_xticks(sorted(lengths), [str(n) for n in sorted(lengths)])
-        axes.minorticks_off()
-        highest = np.array([log10_values(name, x).max() for _, x in curves])
-        if highest.max() > (top := 1.5 * np.quantile(highest, 0.97)):
-            axes.set_ylim(top=top)
-            axes.text(0.02, 0.98, "one or more heads beyond", transform=axes.transAxes, va="top", color=GREY)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        axes.yaxis.set_major_formatter(lambda y, _: f"$10^{{{y:g}}}$")
-        quarter = np.nanquantile(slopes, [0.25, 0.75])
-        titles.append((title, fitted, *quarter))
-    words = ", ".join(f"{title} like n^{fitted:.2f} ({low:.2f} to {high:.2f})" for title, fitted, low, high in titles)
+        curves = [(n, _log10(x, name)) for n, x in (head.curve(name) for head in report.heads)]
+        _growth_panel(axes, curves, colour)
+        slopes = [head.exponent(name) for head in report.heads]
+        low, median, high = np.nanquantile(slopes, [0.25, 0.5, 0.75])
+        axes.set_title(f"{title}:  n^{median:.2f}".replace("-", "−"))
+        medians.append(f"{title} like n^{median:.2f}")
+        words.append(f"{title} like n^{median:.2f} ({low:.2f} to {high:.2f})")
     return Plot(
         "growth",
-        "Growth with the length of the text: " + ", ".join(f"{title} like n^{x:.2f}" for title, x, *_ in titles),
+        f"Growth with the length of the text: {', '.join(medians)}",
         "Each line is one head, measured on prefixes of its text; black is the median. Exponents are slopes of least "
-        f"squares, the median over the heads and the middle half: {words}. Prefixes reuse the queries and keys of the "
-        "whole text.",
+        f"squares, the median over the heads and the middle half: {', '.join(words)}. Prefixes reuse the queries and "
+        "keys of the whole text.",
         figure,
     )
 
 
-def log10_values(name: str, x: np.ndarray) -> np.ndarray:
-    """Powers of ten, of alpha or of a kappa that comes as its natural logarithm."""
-    return x / np.log(10) if name == "log_kappa" else np.log10(x)
+def _growth_panel(axes: Axes, curves: list[tuple[np.ndarray, np.ndarray]], colour: str) -> None:
+    """One line for each head, and their median at the lengths that all heads have; `curves` are powers of ten."""
+    for n, x in curves:
+        axes.plot(n, x, color=colour, linewidth=0.8, alpha=0.35)
+    lengths = sorted({int(m) for n, _ in curves for m in n})
+    shared = [m for m in lengths if all(m in n for n, _ in curves)]
+    medians = [np.median([x[list(n).index(m)] for n, x in curves]) for m in shared]
+    axes.plot(shared, medians, "o-", color=BLACK, linewidth=2, markersize=4)
+    axes.set(xscale="log", xlabel="n, tokens of the prefix", ylabel="powers of ten")
+    axes.set_xticks(lengths, [str(n) for n in lengths])
+    axes.minorticks_off()
+    highest = np.array([x.max() for _, x in curves])
+    if highest.max() > (top := 1.5 * np.quantile(highest, 0.97)):
+        axes.set_ylim(top=top)
+        axes.text(0.02, 0.98, "one or more heads beyond", transform=axes.transAxes, va="top", color=GREY)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.yaxis.set_major_formatter(lambda y, _: f"$10^{{{y:g}}}$")
+
+
+def _log10(values, name: str) -> np.ndarray:
+    """Powers of ten of alphas, or of kappas that come as natural logarithms; NaN for None."""
+    x = np.array(values, dtype=float)
+    return x / np.log(10) if name.startswith("log_kappa") else np.log10(x)
 
 
 def pictures(report: SurveyReport) -> Plot:
     """Every head's attention, down-sampled: rows are layers where every layer has all its heads."""
-    layers, heads = ({head[axis] for head in report.heads} for axis in ("layer", "head"))
+    layers, heads = ({getattr(head, axis) for head in report.heads} for axis in ("layer", "head"))
     is_grid = len(layers) * len(heads) == len(report.heads)
     across = len(heads) if is_grid and len(heads) > 2 else min(6, len(report.heads))
     down = -(-len(report.heads) // across)
     side = 10 / across
     figure = Figure(figsize=(10, down * (side + 0.28) + 0.6))
     grid = figure.subplots(down, across, squeeze=False)
-    flat = [np.array(head["picture"]) * len(head["picture"]) for head in report.heads]
+    flat = [np.array(head.picture) * len(head.picture) for head in report.heads]
     norm = LogNorm(FAINTEST, max(float(x.max()) for x in flat), clip=True)
     small = min(9.0, 90 / across)
     for axes in grid.flat:
@@ -253,10 +248,10 @@ def pictures(report: SurveyReport) -> Plot:
     for axes, head, x in zip(grid.flat, report.heads, flat, strict=False):
         x = np.where(x.sum(axis=1, keepdims=True) > 0, x, np.nan)  # no row of this band was drawn
         axes.imshow(x, cmap="magma", norm=norm, interpolation="nearest")
-        title = head["name"]
+        title = head.name
         if across <= 6:
-            h = head["hardness"]
-            title += f"\nα = {number(h['alpha'])}, κ = $10^{{{log10(h['log_kappa']):.1f}}}$"
+            h = head.hardness
+            title += f"\nα = {number(h.alpha)}, κ = $10^{{{h.log_kappa / np.log(10):.1f}}}$"
         axes.set_title(title, fontsize=small, fontweight="normal", pad=2, loc="center")
     bar = figure.colorbar(
         ScalarMappable(norm, "magma"), ax=grid, orientation="horizontal", fraction=0.02, aspect=60, pad=0.03
@@ -265,7 +260,7 @@ def pictures(report: SurveyReport) -> Plot:
     return Plot(
         "pictures",
         "The attention of each head: queries from top to bottom, keys from left to right",
-        f"Down-sampled to {len(report.heads[0]['picture'])} bands of queries and keys, logarithmic colours, 1 = flat "
+        f"Down-sampled to {len(report.heads[0].picture)} bands of queries and keys, logarithmic colours, 1 = flat "
         "attention. A bright column is a sink; a bright diagonal is local attention.",
         figure,
     )

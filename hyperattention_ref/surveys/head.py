@@ -1,10 +1,9 @@
-"""What is measured on one real head: hardness, what each recipe finds, how wrong it is, and a verdict."""
+"""Measure one real head: hardness, what each recipe finds, how wrong its output is, and a verdict."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,63 +12,37 @@ import hyperattention_ref as hr
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.registry import select
-from hyperattention_ref.foundation.results import Result, plain
 from hyperattention_ref.maps.attention_map import AttentionMap
 from hyperattention_ref.measures.attention_rows import attention_rows, draw_rows, number_of_rows
+from hyperattention_ref.measures.certificate import Certificate
 from hyperattention_ref.measures.key_shift import MOST_ROWS
 from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lower, mean_upper
-from hyperattention_ref.plan.recipe import RECIPES, preset
+from hyperattention_ref.plan.head_plan import HeadPlan
+from hyperattention_ref.plan.plan import Plan
+from hyperattention_ref.plan.recipe import preset
+from hyperattention_ref.surveys.head_measures import (
+    MEAN,
+    ZERO,
+    CausalRectangle,
+    GrowthPoint,
+    HeadErrors,
+    HeadHardness,
+    HeadMeasures,
+    Mass,
+    RecipeMeasures,
+)
+from hyperattention_ref.surveys.settings import SurveySettings
 
-FACTS = ("name", "layer", "head", "model", "source", "scale", "is_causal")
 PICTURE = 48
 """Side of the down-sampled attention picture."""
-SHORTEST_PREFIX = 64
+PERPLEXITY = {"10 %": 0.1, "50 %": 0.5, "90 %": 0.9}
+"""Quantiles over the rows."""
+SHORTEST_PREFIX, MOST_PREFIXES = 64, 4
 MEMORY_FACTOR, MEMORY_FIXED = 10, 2**29
 """Memory that measuring a head takes at most: so many times its arrays, and panels."""
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class SurveySettings(Result):
-    """What a survey measures.
-
-    Attributes
-    ----------
-    n : tokens, a prefix of every head; None for all.
-    recipes : names from `RECIPES`, compared at equal budget.
-    budget : keys per query.
-    rows : exact rows drawn for masses and errors; None means 1024, or all if there are fewer.
-    confidence : of every bound by itself.
-    tolerance : relative Frobenius error, as bounded, up to which a recipe may stand in for the head.
-    min_seq_len : causal ranges up to this length are exact.
-    seed : of every draw.
-    backend : None, or a name; see `backends.select`.
-    """
-
-    n: int | None = None
-    recipes: tuple[str, ...] = tuple(RECIPES)
-    budget: int = 64
-    rows: int | None = None
-    confidence: float = 0.95
-    tolerance: float = 0.1
-    min_seq_len: int = 4096
-    seed: int = 0
-    backend: str | None = None
-
-    def __post_init__(self):
-        object.__setattr__(self, "recipes", tuple(dict.fromkeys(self.recipes)))
-        if not self.recipes:
-            raise ValueError(f"recipes is empty; name at least one of {', '.join(RECIPES)}")
-        for name in self.recipes:
-            preset(name, inputs.count("budget", self.budget))
-        for name in ("n", "rows"):
-            if getattr(self, name) is not None:
-                inputs.count(name, getattr(self, name))
-        inputs.count("min_seq_len", self.min_seq_len)
-        inputs.positive("tolerance", self.tolerance)
-        failure_probability(self.confidence)
-
-
-def measure_head(head: AttentionMap, settings: SurveySettings) -> dict:
+def measure_head(head: AttentionMap, settings: SurveySettings) -> HeadMeasures:
     """Measure one head.
 
     Derived: `hardness`, `certify` and row sampling, put together; page "surveys" explains every entry.
@@ -81,15 +54,13 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> dict:
 
     Returns
     -------
-    dict of plain Python objects, which `json.dump` takes: which head and of what size; `hardness`; `growth` of alpha
-    and kappa over prefixes; for every recipe in `recipes` its mass and error bounds; `baselines`; `picture`; `verdict`
-    and `rule`.
+    HeadMeasures
 
     Cost: about 4/3 exact streaming passes for the hardness of the head and its prefixes, and for each recipe its own
     cost and `rows` exact rows.
     """
     q, k, v = prefix(head, settings)
-    n = len(q)
+    n, rows = len(q), number_of_rows(settings.rows, len(q))
     memory = memory_of(select(settings.backend, q))
     query, key, value = (memory.from_host(x) for x in (q, k, v))  # a backend on a GPU gets copies of its own
     plans = {name: _plan(query, key, head, name, settings) for name in settings.recipes}
@@ -98,37 +69,29 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> dict:
         name: _certificate(q, k, v, head, memory.to_host(_output(query, key, value, head, plan, settings)), settings)
         for name, plan in plans.items()
     }
-    made = {name: preset(name, settings.budget) for name in settings.recipes}
-    recipes = {
-        name: {
-            "mass": masses[name],
-            "logits_per_query": _logits(plans[name].heads[0]) / n,
-            "keys_per_query": made[name].keys_per_query,
-            "pilot_rows": made[name].pilot_rows if made[name].needs_pilot else 0,
-            **certificates[name]["output"],
-        }
-        for name in made
-    }
-    baselines = {name: next(iter(certificates.values()))[name] for name in ("zero", "mean")}
-    # A bound that is infinite comes as a text, which JSON can hold.
-    errors = {name: float(recipe["relative_frobenius"]) for name, recipe in recipes.items()}
-    verdict, rule = judge(errors, settings.tolerance)
+    recipes = {name: _recipe(name, plans[name].heads[0], masses[name], certificates[name], settings) for name in plans}
+    verdict, rule = judge({name: x.relative_frobenius for name, x in recipes.items()}, settings.tolerance)
     if head.is_causal and n <= settings.min_seq_len:
         verdict, rule = "not approximated", f"causal and no longer than min_seq_len = {settings.min_seq_len}: all exact"
-    return plain(
-        {
-            **{name: getattr(head, name) for name in FACTS},
-            "n": n,
-            "d": q.shape[1],
-            "rows": number_of_rows(settings.rows, n),
-            "hardness": _hardness(query, key, head, settings) | _shifted(q, k, head),
-            "growth": _growth(query, key, head, settings),
-            "recipes": recipes,
-            "baselines": baselines,
-            "picture": picture,
-            "verdict": verdict,
-            "rule": rule,
-        }
+    baselines = next(iter(certificates.values()))  # every certificate draws the same rows
+    return HeadMeasures(
+        name=head.name,
+        layer=head.layer,
+        head=head.head,
+        model=head.model,
+        source=head.source,
+        scale=head.scale,
+        is_causal=head.is_causal,
+        n=n,
+        d=q.shape[1],
+        rows=rows,
+        hardness=_hardness(query, key, head, settings, log_kappa_shifted=_log_kappa_shifted(q, k, head)),
+        growth=_growth(query, key, head, settings),
+        recipes=recipes,
+        baselines={ZERO: HeadErrors(**vars(baselines.zero)), MEAN: HeadErrors(**vars(baselines.mean))},
+        picture=picture,
+        verdict=verdict,
+        rule=rule,
     )
 
 
@@ -182,7 +145,7 @@ def judge(errors: dict[str, float], tolerance: float) -> tuple[str, str]:
     return "keep exact", f"no recipe has a {within}"
 
 
-def _plan(q, k, head: AttentionMap, name: str, settings: SurveySettings):
+def _plan(q, k, head: AttentionMap, name: str, settings: SurveySettings) -> Plan:
     return hr.make_plan(
         q,
         k,
@@ -195,67 +158,85 @@ def _plan(q, k, head: AttentionMap, name: str, settings: SurveySettings):
     )
 
 
-def _logits(plan) -> int:
+def _output(q, k, v, head: AttentionMap, plan: Plan, settings: SurveySettings):
+    common: dict[str, Any] = {"is_causal": head.is_causal, "scale": head.scale}
+    return hr.hyper_attention(q, k, v, plan=plan, backend=settings.backend, **common)
+
+
+def _certificate(q, k, v, head: AttentionMap, output, settings: SurveySettings) -> Certificate:
+    common: dict[str, Any] = {"is_causal": head.is_causal, "scale": head.scale, "rng": settings.seed}
+    return hr.certify(q, k, v, output, rows=settings.rows, confidence=settings.confidence, **common)
+
+
+def _recipe(
+    name: str, plan: HeadPlan, mass: Mass, certificate: Certificate, settings: SurveySettings
+) -> RecipeMeasures:
+    recipe = preset(name, settings.budget)
+    return RecipeMeasures(
+        **vars(certificate.output),
+        mass=mass,
+        logits_per_query=_logits(plan) / plan.n_q,
+        keys_per_query=recipe.keys_per_query,
+        pilot_rows=recipe.pilot_rows if recipe.needs_pilot else 0,
+    )
+
+
+def _logits(plan: HeadPlan) -> int:
     """How many logits a head's plan evaluates: causal leaves whole, and those of every rectangle."""
     leaves = sum((stop - start) * (stop - start + 1) // 2 for start, stop in plan.leaves)
     return leaves + sum(rectangle.n_logits for rectangle in plan.rectangles)
 
 
-def _output(q, k, v, head: AttentionMap, plan, settings: SurveySettings):
-    common: dict[str, Any] = {"is_causal": head.is_causal, "scale": head.scale}
-    return hr.hyper_attention(q, k, v, plan=plan, backend=settings.backend, **common)
-
-
-def _certificate(q, k, v, head: AttentionMap, out, settings: SurveySettings) -> dict:
-    common: dict[str, Any] = {"is_causal": head.is_causal, "scale": head.scale, "rng": settings.seed}
-    rows = number_of_rows(settings.rows, len(q))
-    bounds = hr.certify(q, k, v, out, rows=rows, confidence=settings.confidence, **common)
-    return {name: getattr(bounds, name).to_dict() for name in ("output", "zero", "mean")}
-
-
-def _hardness(q, k, head: AttentionMap, settings: SurveySettings) -> dict:
+def _hardness(q, k, head: AttentionMap, settings: SurveySettings, *, log_kappa_shifted: float | None) -> HeadHardness:
     """Exact hardness; the norm of P only where it is cheap."""
-    small = len(q) <= MOST_ROWS
-    common = {"scale": head.scale, "rng": settings.seed, "backend": settings.backend}
-    h = hr.hardness(q, k, is_causal=head.is_causal, op_norm=small, **common)
     n = len(k)
-    kept = sorted({0, 1, 4, 32, n // 16} & set(range(n)))
-    figures = {name: getattr(h, name) for name in ("alpha", "log_kappa", "log_kappa_rescaled", "frobenius_norm")}
-    figures |= {name: getattr(h, name) for name in ("op_norm", "op_norm_residual", "stable_rank", "overflows")}
-    figures |= {"logit_min": h.logit_min, "logit_max": h.logit_max, "heavy_columns": h.heavy_columns[:32]}
-    figures["alpha_left_out"] = {count: h.alpha_curve[count] for count in kept}
-    figures["perplexity"] = dict(zip(("10 %", "50 %", "90 %"), np.quantile(h.perplexity, [0.1, 0.5, 0.9]), strict=True))
+    common: dict[str, Any] = {"scale": head.scale, "rng": settings.seed, "backend": settings.backend}
+    h = hr.hardness(q, k, is_causal=head.is_causal, op_norm=n <= MOST_ROWS, **common)
+    rectangles = None
     if head.is_causal:
         parts = hr.causal_hardness(q, k, min_seq_len=settings.min_seq_len, op_norm=False, **common)
-        figures["rectangles"] = [
-            {"range": place, "alpha": part.alpha, "log_kappa": part.log_kappa} for place, part in parts.items()
-        ]
-    return figures
+        rectangles = tuple(CausalRectangle(place, part.alpha, part.log_kappa) for place, part in parts.items())
+    return HeadHardness(
+        alpha=h.alpha,
+        log_kappa=h.log_kappa,
+        log_kappa_rescaled=h.log_kappa_rescaled,
+        frobenius_norm=h.frobenius_norm,
+        op_norm=h.op_norm,
+        op_norm_residual=h.op_norm_residual,
+        stable_rank=h.stable_rank,
+        overflows={name: bool(flag) for name, flag in h.overflows.items()},
+        logit_min=h.logit_min,
+        logit_max=h.logit_max,
+        heavy_columns=tuple(h.heavy_columns[:32].tolist()),
+        alpha_left_out={count: float(h.alpha_curve[count]) for count in sorted({0, 1, 4, 32, n // 16}) if count < n},
+        perplexity=dict(zip(PERPLEXITY, np.quantile(h.perplexity, [*PERPLEXITY.values()]).tolist(), strict=True)),
+        log_kappa_shifted=log_kappa_shifted,
+        rectangles=rectangles,
+    )
 
 
-def _shifted(q, k, head: AttentionMap) -> dict:
-    """kappa at the best key shift, only where the program is small."""
+def _log_kappa_shifted(q, k, head: AttentionMap) -> float | None:
+    """Ln kappa at the best key shift, only where the linear program is small."""
     if len(q) > MOST_ROWS:
-        return {"log_kappa_shifted": None}
+        return None
     _, log_r = hr.exact_attention(q, k, k, scale=head.scale, is_causal=head.is_causal, return_lse=True)
-    return {"log_kappa_shifted": hr.best_key_shift(q, log_r, scale=head.scale).log_kappa}
+    return float(hr.best_key_shift(q, log_r, scale=head.scale).log_kappa)
 
 
-def _growth(q, k, head: AttentionMap, settings: SurveySettings) -> list[dict]:
-    """alpha, alpha without n/16 columns and log kappa for halved prefixes, shortest first."""
-    rows: list[dict] = []
+def _growth(q, k, head: AttentionMap, settings: SurveySettings) -> tuple[GrowthPoint, ...]:
+    """alpha, alpha without n/16 columns and log kappa of halved prefixes, the shortest first."""
+    common: dict[str, Any] = {"scale": head.scale, "is_causal": head.is_causal, "backend": settings.backend}
+    points: list[GrowthPoint] = []
     n = len(q) // 2
-    while n >= SHORTEST_PREFIX and len(rows) < 4:
-        h = hr.hardness(
-            q[:n], k[:n], scale=head.scale, is_causal=head.is_causal, op_norm=False, rng=0, backend=settings.backend
-        )
-        rows.append({"n": n, "alpha": h.alpha, "alpha_sixteenth": h.alpha_curve[n // 16], "log_kappa": h.log_kappa})
+    while n >= SHORTEST_PREFIX and len(points) < MOST_PREFIXES:
+        h = hr.hardness(q[:n], k[:n], op_norm=False, rng=0, **common)
+        points.append(GrowthPoint(n, float(h.alpha), float(h.alpha_curve[n // 16]), float(h.log_kappa)))
         n //= 2
-    return rows[::-1]
+    return tuple(reversed(points))
 
 
-def _from_rows(q, k, head: AttentionMap, plans: dict, settings: SurveySettings):
-    """From one draw of exact rows: the mass that each plan's exact pairs hold, with bounds, and the picture."""
+def _from_rows(q, k, head: AttentionMap, plans: dict[str, Plan], settings: SurveySettings):
+    """From one draw of exact rows: the Mass of each plan's exact pairs, and the picture."""
     n = len(q)
     work = np.promote_types(q.dtype, np.float32)
     q, k = q.astype(work, copy=False), k.astype(work, copy=False)
@@ -269,10 +250,12 @@ def _from_rows(q, k, head: AttentionMap, plans: dict, settings: SurveySettings):
         for name, plan in plans.items():
             sums[name] += float(panel.probabilities[plan.heads[0].rows(panel.rows)].sum())
         np.add.at(picture, bins[panel.rows], np.add.reduceat(panel.probabilities, bands, axis=1))
-    delta = failure_probability(settings.confidence) / 2
-    masses = {}
-    for name, total in sums.items():
-        mean = min(1.0, total / len(rows))
-        low, high = (float(bound(mean, delta, len(rows), n)) for bound in (mean_lower, mean_upper))
-        masses[name] = {"estimate": mean, "low": low, "high": high}
-    return masses, picture / np.maximum(counts, 1)[:, None]
+    picture /= np.maximum(counts, 1)[:, None]
+    masses = {name: _mass(total, len(rows), n, settings.confidence) for name, total in sums.items()}
+    return masses, tuple(map(tuple, picture.tolist()))
+
+
+def _mass(total: float, rows: int, n: int, confidence: float) -> Mass:
+    """From the mass found in so many of n rows."""
+    mean, delta = min(1.0, total / rows), failure_probability(confidence) / 2
+    return Mass(mean, *(float(bound(mean, delta, rows, n)) for bound in (mean_lower, mean_upper)))

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 
-from hyperattention_ref.pages.files import render, write_plots, write_whole
+from hyperattention_ref.pages import files
 from hyperattention_ref.pages.wording import span
 from hyperattention_ref.surveys.figures import draw_figures
-from hyperattention_ref.surveys.report import (
-    SurveyReport,
-    alpha_without,
-    best_recipe,
-    estimated_error,
-    exponent,
-    is_useful,
-    keys,
-    relative_error,
-    shown,
-    table,
-)
+from hyperattention_ref.surveys.report import SurveyReport, keys, label, table
 
 
 def write_report(report: SurveyReport, folder: Path) -> None:
@@ -32,16 +20,11 @@ def write_report(report: SurveyReport, folder: Path) -> None:
     report : what to write.
     folder : an existing directory; files of the same names are replaced.
     """
-    text = json.dumps(report.to_dict(), ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "measures.json", text.encode())
     rows, lines = list(table(report)), io.StringIO()
     writer = csv.DictWriter(lines, rows[0])
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(folder / "measures.csv", lines.getvalue().encode())
-    plots = write_plots(draw_figures(report), folder)
-    functions = (relative_error, estimated_error, is_useful, best_recipe, alpha_without, shown, keys, exponent, span)
-    page = render(
-        "surveys/page.html.j2", report=report, plots=plots, **{function.__name__: function for function in functions}
+    files.write_whole(folder / "measures.csv", lines.getvalue().encode())
+    files.write_report(
+        folder, "measures.json", report, draw_figures(report), "surveys/page.html.j2", keys=keys, label=label, span=span
     )
-    write_whole(folder / "report.html", page.encode())

@@ -18,7 +18,8 @@ from hyperattention_ref.foundation import registry
 from hyperattention_ref.foundation.extremes import Extremes
 from hyperattention_ref.foundation.memory import HOST, device_kind, memory_of
 from hyperattention_ref.plan.recipe import RECIPES, preset
-from hyperattention_ref.surveys.head import SurveySettings, measure_head
+from hyperattention_ref.surveys.head import measure_head
+from hyperattention_ref.surveys.settings import SurveySettings
 
 from .cuda_cpp.emulation.device import EmulatedArray, EmulatedBackend, from_bfloat, missing_compiler, to_bfloat
 
@@ -474,9 +475,9 @@ def test_a_survey_runs_on_the_device(monkeypatch):
     head = hr.AttentionMap(**{name: facts[name] for name in names}, model="", source="")
     how = {"n": 64, "recipes": ("paper", "local_heavy"), "budget": 16}
     found, expected = (measure_head(head, SurveySettings(backend=b, **how)) for b in ("emulated", None))
-    assert found["verdict"] == expected["verdict"]
+    assert found.verdict == expected.verdict
     for name in how["recipes"]:
-        pair = (x["recipes"][name]["relative_frobenius_estimate"] for x in (found, expected))
+        pair = (x.recipes[name].relative_frobenius_estimate for x in (found, expected))
         np.testing.assert_allclose(*pair, rtol=1e-4)
 
 

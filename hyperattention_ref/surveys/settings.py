@@ -1,0 +1,51 @@
+"""What a survey measures: recipes, budget, rows, and the limits of the verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.measures.kl_bounds import failure_probability
+from hyperattention_ref.plan.recipe import RECIPES, preset
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SurveySettings(Result):
+    """What a survey measures.
+
+    Attributes
+    ----------
+    n : tokens, a prefix of every head; None for all.
+    recipes : names from `RECIPES`, compared at equal budget.
+    budget : keys per query.
+    rows : exact rows drawn for masses and errors; None means 1024, or all if there are fewer.
+    confidence : of every bound by itself.
+    tolerance : bounded relative Frobenius error up to which a recipe may replace the head.
+    min_seq_len : causal ranges up to this length are exact.
+    seed : of every draw.
+    backend : None, or a name; see `backends.select`.
+    """
+
+    n: int | None = None
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    budget: int = 64
+    rows: int | None = None
+    confidence: float = 0.95
+    tolerance: float = 0.1
+    min_seq_len: int = 4096
+    seed: int = 0
+    backend: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "recipes", tuple(dict.fromkeys(self.recipes)))
+        if not self.recipes:
+            raise ValueError(f"recipes is empty; name at least one of {', '.join(RECIPES)}")
+        for name in self.recipes:
+            preset(name, inputs.count("budget", self.budget))
+        for name in ("n", "rows"):
+            if getattr(self, name) is not None:
+                inputs.count(name, getattr(self, name))
+        inputs.count("min_seq_len", self.min_seq_len)
+        inputs.positive("tolerance", self.tolerance)
+        failure_probability(self.confidence)

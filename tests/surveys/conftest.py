@@ -1,0 +1,32 @@
+"""One survey with bounds from half of the rows, run by the command, for all tests that read what it writes."""
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hyperattention_ref import cli
+from hyperattention_ref.surveys.survey import load_results
+
+from .small_maps import arrays
+
+
+@pytest.fixture(scope="session")
+def invoke():
+    def run(*arguments):
+        return CliRunner().invoke(cli.app(), list(map(str, arguments)), env={"COLUMNS": "200"})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def surveyed(tmp_path_factory, invoke):
+    """What the command printed, and the folder that it wrote."""
+    folder = tmp_path_factory.mktemp("measure")
+    np.savez(folder / "maps.npz", **arrays())
+    options = ("--recipes", "paper,heavy,window_sinks", "--budget", 16, "--rows", 80, "--tolerance", 0.9)
+    return invoke("measure", folder / "maps.npz", *options, "--out", folder / "out"), folder / "out"
+
+
+@pytest.fixture(scope="session")
+def heads(surveyed):
+    return list(load_results(surveyed[1]))

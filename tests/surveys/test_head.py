@@ -1,0 +1,99 @@
+"""One head: what is measured is what direct calls give, and the first rule that applies decides."""
+
+import json
+
+import numpy as np
+import pytest
+
+import hyperattention_ref as hr
+from hyperattention_ref.surveys import head as head_module
+from hyperattention_ref.surveys.head import PICTURE, judge, measure_head
+
+from .small_maps import write_maps
+
+FEW = hr.SurveySettings(recipes=("paper", "heavy", "window_sinks"), budget=16, seed=3)
+
+
+def first_head(path, **facts):
+    with hr.MapFile(write_maps(path / "maps.npz", **facts)) as file:
+        return next(iter(file))
+
+
+def test_a_head_is_measured_as_by_direct_calls(tmp_path):
+    with hr.MapFile(write_maps(tmp_path / "maps.npz")) as file:
+        for head in file:
+            result = measure_head(head, FEW)
+            assert result.name == f"L{result.layer}H{result.head}" == head.name
+            q, k, v, scale = head.query, head.key, head.value, head.scale
+            exact = hr.hardness(q, k, scale=scale, rng=FEW.seed)
+            for name in ("alpha", "log_kappa", "log_kappa_rescaled", "stable_rank", "logit_max"):
+                assert getattr(result.hardness, name) == getattr(exact, name)
+            assert result.hardness.alpha_left_out == {i: exact.alpha_curve[i] for i in (0, 1, 4, 8, 32)}
+            assert result.hardness.perplexity["50 %"] == np.median(exact.perplexity)
+            assert result.growth[0].alpha == hr.hardness(q[:64], k[:64], scale=scale).alpha
+            p = hr.attention_probabilities(q, k, scale=scale)
+            for name, recipe in result.recipes.items():
+                plan = hr.make_plan(q, k, recipe=hr.preset(name, 16), scale=scale, rng=FEW.seed)
+                output = hr.hyper_attention(q, k, v, plan=plan, scale=scale)
+                bounds = hr.certify(q, k, v, output, scale=scale, rng=FEW.seed)
+                assert bounds.output.to_dict().items() <= recipe.to_dict().items()
+                true = hr.spectral_error(q, k, v, output, scale=scale).relative_frobenius
+                assert recipe.relative_frobenius == pytest.approx(true, rel=1e-4)
+                assert recipe.mass.estimate == pytest.approx(hr.captured_mass(q, k, plan, scale=scale), rel=1e-5)
+            assert result.baselines["mean"].to_dict() == bounds.mean.to_dict()
+            in_band = np.arange(PICTURE)[:, None] == np.arange(128) * PICTURE // 128
+            bands = in_band @ p @ in_band.T / in_band.sum(axis=1, keepdims=True)
+            assert np.array(result.picture) == pytest.approx(bands, rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 33, 64, 65])
+def test_short_and_ragged_maps_are_measured(tmp_path, n):
+    head = first_head(tmp_path, n=n)
+    result = measure_head(head, hr.SurveySettings())
+    picture = np.array(result.picture)
+    assert picture.shape == (min(n, PICTURE),) * 2
+    assert picture.sum(axis=1) == pytest.approx(np.ones(len(picture)), rel=1e-5)
+    if n <= PICTURE:
+        assert picture == pytest.approx(hr.attention_probabilities(head.query, head.key), rel=1e-4)
+
+
+def test_the_first_rule_that_applies_decides():
+    assert judge({"window_sinks": 0.1, "paper": 0.01}, 0.1)[0] == "window + sinks suffice"
+    assert judge({"window_sinks": 0.2, "paper": 0.1, "local": 0.01}, 0.1)[0] == "replace"
+    verdict, rule = judge({"window_sinks": 0.2, "paper": 0.2, "local": 0.05, "heavy": 0.04}, 0.1)
+    assert verdict == "replace, with heavy"
+    assert "0.1" in rule
+    assert judge({"window_sinks": float("inf"), "paper": float("nan")}, 0.1)[0] == "keep exact"
+    assert judge({}, 0.1)[0] == "keep exact"
+
+
+def test_causal_maps_have_rectangles_and_short_ones_are_not_judged(tmp_path):
+    first = first_head(tmp_path, is_causal=True)
+    short = measure_head(first, FEW)
+    assert short.verdict == "not approximated"
+    assert short.hardness.rectangles == ()
+    assert short.recipes["paper"].mass.low == pytest.approx(1)
+    assert short.recipes["paper"].logits_per_query == 129 / 2
+    settings = hr.SurveySettings(recipes=("paper",), budget=16, min_seq_len=32)
+    head = measure_head(first, settings)
+    parts = hr.causal_hardness(first.query, first.key, min_seq_len=32, scale=first.scale, op_norm=False)
+    rectangles = {part.range: (part.alpha, part.log_kappa) for part in head.hardness.rectangles}
+    assert rectangles == {place: (part.alpha, part.log_kappa) for place, part in parts.items()}
+    assert len(rectangles) == 3
+    assert head.hardness.alpha >= 128
+    assert head.recipes["paper"].relative_frobenius > 0
+    assert head.verdict != "not approximated"
+    assert np.triu(head.picture, 1).max() == 0
+
+
+def test_zero_values_make_every_output_exact(tmp_path):
+    head = measure_head(first_head(tmp_path, value=np.zeros((4, 128, 8), np.float32)), hr.SurveySettings(rows=16))
+    assert {recipe.relative_frobenius for recipe in head.recipes.values()} == {0.0}
+    json.dumps(head.to_dict(), allow_nan=False)
+
+
+def test_a_head_that_needs_more_memory_than_there_is_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(head_module, "physical_memory", lambda: 5e8)
+    with pytest.raises(ValueError, match=r"L0H1 with n = 128 needs about 0.5 GB of memory.*0.5 GB; measure a shorter"):
+        hr.survey(write_maps(tmp_path / "maps.npz"), tmp_path / "out", FEW)
+    assert not (tmp_path / "out").exists()
