@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Step = Callable[[str, int, int], None]
-"""Told what is running or was finished, how many parts are finished, and how many there are."""
+"""Called with the part that runs or was finished, the number of finished parts, and the number of all parts."""
 
 
 @contextmanager

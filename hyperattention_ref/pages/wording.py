@@ -9,7 +9,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(x: float | None) -> str:
-    """Three digits that matter; powers of ten outside 0.001 .. 100 000; a dash for None."""
+    """Three significant digits; powers of ten outside 0.001 .. 100 000; a dash for None."""
     if x is None:
         return "–"
     if not math.isfinite(x):
@@ -26,7 +26,7 @@ def span(values: Sequence[float]) -> str:
 
 
 def power_of_ten(log_x: float) -> str:
-    """e^log_x as a power of ten with one decimal, whatever its size."""
+    """e^log_x as a power of ten with one decimal, of any size."""
     return f"10^{log_x / math.log(10):.1f}".replace("-", "−")
 
 

@@ -33,13 +33,15 @@ from hyperattention_ref.surveys.head_measures import (
 )
 from hyperattention_ref.surveys.settings import SurveySettings
 
+FACTS = ("name", "layer", "head", "model", "source", "scale", "is_causal")
+"""What HeadMeasures keeps of an AttentionMap."""
 PICTURE = 48
 """Side of the down-sampled attention picture."""
 PERPLEXITY = {"10 %": 0.1, "50 %": 0.5, "90 %": 0.9}
 """Quantiles over the rows."""
 SHORTEST_PREFIX, MOST_PREFIXES = 64, 4
 MEMORY_FACTOR, MEMORY_FIXED = 10, 2**29
-"""Memory that measuring a head takes at most: so many times its arrays, and panels."""
+"""The most memory that measuring a head takes: a multiple of its arrays, and bytes for panels."""
 
 
 def measure_head(head: AttentionMap, settings: SurveySettings) -> HeadMeasures:
@@ -75,13 +77,7 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> HeadMeasures:
         verdict, rule = "not approximated", f"causal and no longer than min_seq_len = {settings.min_seq_len}: all exact"
     baselines = next(iter(certificates.values()))  # every certificate draws the same rows
     return HeadMeasures(
-        name=head.name,
-        layer=head.layer,
-        head=head.head,
-        model=head.model,
-        source=head.source,
-        scale=head.scale,
-        is_causal=head.is_causal,
+        **{name: getattr(head, name) for name in FACTS},
         n=n,
         d=q.shape[1],
         rows=rows,
@@ -96,7 +92,7 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> HeadMeasures:
 
 
 def prefix(head: AttentionMap, settings: SurveySettings):
-    """The query, key and value to measure, checked as all that is done with them checks them."""
+    """The query, key and value to measure, checked here so that no later step refuses them."""
     n = len(head.query) if settings.n is None else settings.n
     if n > len(head.query):
         raise ValueError(f"n is {n} and {head.name} has {len(head.query)} tokens; pass at most that many")
@@ -124,7 +120,7 @@ def _fits_memory(name: str, *arrays) -> None:
 
 
 def physical_memory() -> float:
-    """Bytes of memory of this machine; infinite where the system does not tell."""
+    """Bytes of memory of this machine; infinite where the system does not say."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):
@@ -204,9 +200,9 @@ def _hardness(q, k, head: AttentionMap, settings: SurveySettings, *, log_kappa_s
         op_norm=h.op_norm,
         op_norm_residual=h.op_norm_residual,
         stable_rank=h.stable_rank,
-        overflows={name: bool(flag) for name, flag in h.overflows.items()},
         logit_min=h.logit_min,
         logit_max=h.logit_max,
+        overflows={name: bool(flag) for name, flag in h.overflows.items()},
         heavy_columns=tuple(h.heavy_columns[:32].tolist()),
         alpha_left_out={count: float(h.alpha_curve[count]) for count in sorted({0, 1, 4, 32, n // 16}) if count < n},
         perplexity=dict(zip(PERPLEXITY, np.quantile(h.perplexity, [*PERPLEXITY.values()]).tolist(), strict=True)),
@@ -256,6 +252,6 @@ def _from_rows(q, k, head: AttentionMap, plans: dict[str, Plan], settings: Surve
 
 
 def _mass(total: float, rows: int, n: int, confidence: float) -> Mass:
-    """From the mass found in so many of n rows."""
+    """From the sum over some of n rows."""
     mean, delta = min(1.0, total / rows), failure_probability(confidence) / 2
     return Mass(mean, *(float(bound(mean, delta, rows, n)) for bound in (mean_lower, mean_upper)))

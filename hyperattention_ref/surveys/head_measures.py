@@ -1,4 +1,4 @@
-"""What `measure_head` finds out about one head; `to_dict()` is the head's JSON, which page "surveys" explains."""
+"""The measures of one head; `to_dict()` is the head's JSON, which page "surveys" explains."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CausalRectangle(Result):
 
 @dataclass(frozen=True, repr=False)
 class HeadHardness(Result):
-    """Exact hardness of a head; names as in `Hardness` where nothing else is said.
+    """Exact hardness of a head; names as in `Hardness` unless described here.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""A survey of real heads: its table, and what it means in words."""
+"""The results of a survey: its table, and what it means in words."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class SurveyReport(Result):
 
 
 def label(name: str) -> str:
-    """A recipe's name as it stands in sentences and tables."""
+    """A recipe's name in sentences and tables."""
     return name.replace("_", " + ")
 
 

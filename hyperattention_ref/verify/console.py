@@ -41,7 +41,7 @@ COLUMNS = {"m asked": 8, "m used": 7, "left": 9, "right": 9, "worst ratio": 11, 
 """Columns of fixed width, so that the tables of all sections align."""
 LEFT_OUT = ("m used", "left", "right")
 WIDE = 120
-"""A terminal of less than this many characters gets no columns `LEFT_OUT`."""
+"""A narrower terminal gets no columns `LEFT_OUT`."""
 
 
 def run(settings: Settings, out: Path, console: Console) -> bool:
@@ -76,21 +76,21 @@ def measure(settings: Settings, step: Step) -> tuple[tuple[Verdict, ...], tuple[
 
 def verdict_tables(report: Report, width: int) -> Iterator[Table]:
     """One table for each paper item; counterexamples and information at the end."""
-    shown = {name: x for name, x in COLUMNS.items() if width >= WIDE or name not in LEFT_OUT}
+    columns = {name: x for name, x in COLUMNS.items() if width >= WIDE or name not in LEFT_OUT}
     sections = report.sections()
     for place, (title, verdicts) in enumerate(sections.items()):
         table = _table(title)
         table.show_header, table.expand = place == 0, True
         table.add_column("statement", ratio=3)
         table.add_column("inputs", ratio=2)
-        for name, size in shown.items():
+        for name, size in columns.items():
             table.add_column(name, justify="left" if name == "verdict" else "right", width=size)
         for group in statements(verdicts):
             for verdict in group:
                 cells = _cells(verdict)
                 name = escape(verdict.name) if verdict is group[0] else ""
-                table.add_row(name, escape(verdict.family), *(cells[column] for column in shown))
-        if len(shown) < len(COLUMNS) and place == len(sections) - 1:
+                table.add_row(name, escape(verdict.family), *(cells[column] for column in columns))
+        if len(columns) < len(COLUMNS) and place == len(sections) - 1:
             table.caption = f"{', '.join(LEFT_OUT)}: in the report, and here in a terminal of {WIDE} columns"
         yield table
 
@@ -112,8 +112,8 @@ def _cells(verdict: Verdict) -> dict[str, str]:
 def heads_tables(report: Report) -> Iterator[Table]:
     """What the theorem asks of the real heads, and what the algorithms achieve there."""
     asked = _table("Six real heads: what the theorem asks")
-    columns = "head|α|α without 1, 4, 32 columns|κ|rows rescaled|stable rank|‖P‖_op|m asked|usable m"
-    for name in columns.split("|"):
+    titles = "head|α|α without 1, 4, 32 columns|κ|rows rescaled|stable rank|‖P‖_op|m asked|usable m"
+    for name in titles.split("|"):
         asked.add_column(name, justify="left" if name == "head" else "right")
     for head in report.heads:
         vacuous = " [red]vacuous[/]" if head.vacuous else ""

@@ -35,7 +35,7 @@ LOOK = {
 }
 """Colour and marker of every outcome."""
 KINDS = {"cap and floor": BLUE, "no cap": ORANGE, "no floor": PINK}
-"""Colour of ApproxD with everything, and with one part taken away."""
+"""Colour of ApproxD with cap and floor, and without one of them."""
 LEAST_RATIO, LARGEST_RATIO = 1e-4, 1e3
 """The ends of the ratio axis; what lies beyond is drawn at the end with a triangle."""
 
@@ -117,12 +117,12 @@ def _guarantees(axes: Axes, rate: Verdict) -> None:
 
 def _ablations(report: Report) -> dict[str, dict[str, Verdict]]:
     """By family, the runs with cap and floor, without the cap and without the floor."""
-    found: dict[str, dict[str, Verdict]] = {}
+    families: dict[str, dict[str, Verdict]] = {}
     for verdict in report.verdicts:
         kind = verdict.name.split(", ")[-1].replace("without the", "no")
         if kind in KINDS:
-            found.setdefault(verdict.family, {})[kind] = verdict
-    return {family: runs for family, runs in found.items() if len(runs) == len(KINDS)}
+            families.setdefault(verdict.family, {})[kind] = verdict
+    return {family: runs for family, runs in families.items() if len(runs) == len(KINDS)}
 
 
 def caps_and_floors(rates: list[Verdict], ablations: dict[str, dict[str, Verdict]]) -> Plot:

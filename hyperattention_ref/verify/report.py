@@ -23,11 +23,11 @@ OUTCOMES = {
     INFORMATION: "nothing is promised here; the outcome is for the reader",
     UNEXPECTED: "something that should hold fails, or a counterexample does not",
 }
-"""What can become of a check, in the order of the report."""
+"""The possible outcomes of a check, in the order of the report."""
 
 
 def outcome(verdict: Verdict) -> str:
-    """One of `OUTCOMES`: the verdict seen in the light of what was expected."""
+    """One of `OUTCOMES`: the verdict compared with what was expected."""
     if not verdict.as_expected:
         return UNEXPECTED
     if verdict.expected is None:
@@ -37,14 +37,14 @@ def outcome(verdict: Verdict) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Report(Result):
-    """All that a run found out.
+    """The results of a run.
 
     Attributes
     ----------
-    settings : what the run was told.
+    settings : of the run.
     verdicts : in the order of the paper.
     heads : the sample heads' measures.
-    seconds : how long checks and measures took.
+    seconds : time of checks and measures.
     environment : versions and machine, by name.
     """
 
@@ -61,8 +61,8 @@ class Report(Result):
     @property
     def counts(self) -> dict[str, int]:
         """How many verdicts have each outcome."""
-        found = Counter(outcome(verdict) for verdict in self.verdicts)
-        return {name: found[name] for name in OUTCOMES}
+        counts = Counter(outcome(verdict) for verdict in self.verdicts)
+        return {name: counts[name] for name in OUTCOMES}
 
     @property
     def headline(self) -> str:
@@ -84,7 +84,7 @@ class Report(Result):
 
     @property
     def findings(self) -> list[str]:
-        """What is true of the real heads, in words."""
+        """What the measures of the real heads say, in words."""
         return findings(self.heads, self.settings.epsilon)
 
     def sections(self) -> dict[str, list[Verdict]]:

@@ -15,9 +15,9 @@ from hyperattention_ref.proofs_checks import lemma_1, lemma_1_usable
 from hyperattention_ref.proofs_checks.dense import Dense
 
 BLOCK, SAMPLES = 32, 32
-"""The practical algorithm's b and m: a query meets 64 of the 512 keys."""
+"""The practical algorithm's b and m: 64 of the 512 keys for each query."""
 MANY = 2048
-"""Samples of Algorithm 3 where it is not held to an equal budget: four times as many as there are keys."""
+"""Samples of Algorithm 3 beyond the equal budget: four times the number of keys."""
 RUNS = 5
 LEFT_OUT = (0, 1, 4, 32)
 """Numbers of heaviest columns left out of alpha."""
@@ -46,7 +46,7 @@ class MethodError(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SampleHeadMeasures(Result):
-    """What `measure_sample_heads` finds out about one head.
+    """What `measure_sample_heads` measures of one head.
 
     Attributes
     ----------
@@ -101,9 +101,9 @@ def measure_sample_heads(*, epsilon: float = 0.5, seed: int = 0) -> tuple[Sample
 
     Notes
     -----
-    At equal budget a query meets 64 keys. The practical algorithm spends 32 on its block and 32 on samples. Algorithm 3
-    has the same block mask and draws its samples twice, 16 for the diagonal and 16 for the product; the pilot's 128
-    keys for row rescaling and the exact kappa that it is told come free, so the comparison leans to its side.
+    The equal budget is 64 keys for each query. The practical algorithm spends 32 on its block and 32 on samples.
+    Algorithm 3 has the same block mask and draws its samples twice, 16 for the diagonal and 16 for the product; the
+    pilot's 128 keys for row rescaling and its exact kappa are not counted, so the comparison favours it.
     """
     runs = np.random.default_rng(seed).integers(2**32, size=RUNS).tolist()
     return tuple(_measure(head, epsilon, runs) for head in hr.load_sample_heads())
@@ -182,13 +182,13 @@ def _literal(dense: Dense, epsilon: float, m: int, run: int, *, cap_constant: fl
 
 
 def _pilot_log_kappa(dense: Dense, run: int) -> float:
-    """log kappa(E A) for the very pilot that Algorithm 3 draws with this seed, whatever its m and kappa are."""
+    """log kappa(E A) for the pilot that Algorithm 3 draws with this seed; it depends on neither m nor kappa."""
     log_pilot = dense.approx_d(epsilon=1.0, m=1, kappa=1.0, rescale_rows=True, rng=run).log_pilot
     return float(np.ptp(dense.log_r - log_pilot))
 
 
 def findings(heads: tuple[SampleHeadMeasures, ...], epsilon: float) -> list[str]:
-    """What the numbers say, in words: the short answer first. Whatever could turn out otherwise is computed."""
+    """What the numbers say, in words: the short answer first. Every word that depends on the numbers is computed."""
     return [_in_short(heads), _samples(heads), _exponents(heads), _usefulness(heads), _inequality(heads, epsilon)]
 
 
