@@ -23,11 +23,12 @@ test: .venv/test.installed
 	.venv/bin/pytest
 
 models: .venv-models/installed
-	.venv-models/bin/pytest tests/test_maps.py tests/test_model_capture.py tests/test_bench.py \
-	    tests/test_bench_gpu.py tests/test_exact_primitives.py
+	.venv-models/bin/pytest tests/maps tests/bench tests/backends/cuda_cpp/test_torch_attention.py \
+	    tests/backends/cuda_cpp/test_leaves.py
 
 cuda: .venv-cuda/installed
-	.venv-cuda/bin/pytest -m "not gpu" tests/test_numba_ptx.py tests/test_nvrtc.py tests/test_cupy_package.py
+	.venv-cuda/bin/pytest -m "not gpu" tests/backends/numba_cuda/test_ptx.py \
+	    tests/backends/cuda_cpp/test_footprint.py tests/backends/cuda_cpp/test_cupy_device.py
 
 docs: .venv/docs.installed
 	.venv/bin/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build

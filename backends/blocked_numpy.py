@@ -10,7 +10,7 @@ import numpy as np
 
 from hyperattention_ref.foundation.backend import AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
-from hyperattention_ref.paper.definition_1 import gray_rank, scaled_rows
+from hyperattention_ref.paper.definition_1_sorted_lsh import gray_rank, scaled_rows
 from hyperattention_ref.plan.merge import merge_attention
 
 TILE_QUERIES, TILE_KEYS = 512, 1024  # a tile of logits is at most 4 MB in float64

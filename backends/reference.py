@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from hyperattention_ref.foundation.backend import AttentionSums, each_head
-from hyperattention_ref.paper.definition_1 import hamming_sorted_lsh
+from hyperattention_ref.paper.definition_1_sorted_lsh import hamming_sorted_lsh
 from hyperattention_ref.plan.block_mask import dense_mask
 from hyperattention_ref.plan.merge import NEUTRAL, merge_attention
 

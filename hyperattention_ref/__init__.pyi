@@ -14,12 +14,12 @@ from .measures.norms import frobenius_norm, operator_norm, stable_rank
 from .measures.oracle import oracle_attention, oracle_mask
 from .measures.row_estimates import estimate_hardness
 from .measures.spectral_guarantee import SpectralError, spectral_error
-from .paper.algorithm_1 import sort_lsh
-from .paper.algorithm_2 import ApproxDResult, approx_d
-from .paper.algorithm_3 import literal_hyper_attention
-from .paper.algorithm_4 import causal_approx_d, causal_literal_hyper_attention
-from .paper.definition_1 import hamming_sorted_lsh
-from .paper.lemma_2 import RowNormSample, row_norm_sample, sampled_product
+from .paper.algorithm_1_sort_lsh import sort_lsh
+from .paper.algorithm_2_approx_d import ApproxDResult, approx_d
+from .paper.algorithm_3_hyper_attention import literal_hyper_attention
+from .paper.algorithm_4_causal_approx_d import causal_approx_d, causal_literal_hyper_attention
+from .paper.definition_1_sorted_lsh import hamming_sorted_lsh
+from .paper.lemma_2_sampled_product import RowNormSample, row_norm_sample, sampled_product
 from .plan.block_mask import BlockMask
 from .plan.head_plan import HeadPlan, Rectangle
 from .plan.merge import NEUTRAL, merge_attention

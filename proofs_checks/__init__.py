@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
-from .statement import Settings, Verdict
+from .settings import Settings
+from .verdict import Verdict
 
 STATEMENTS = (
     "definition_1",

@@ -6,7 +6,8 @@ import numpy as np
 
 import hyperattention_ref as hr
 
-from .statement import Settings, Verdict
+from .settings import Settings
+from .verdict import Verdict
 
 
 def check(settings: Settings):

@@ -11,7 +11,8 @@ import hyperattention_ref as hr
 
 from . import lemma_2
 from .dense import ROUNDING, Dense
-from .statement import Settings, Verdict, trials_to_hold
+from .settings import Settings
+from .verdict import Verdict, trials_to_hold
 
 FAMILIES = ("gaussian", "cones")
 LEAF, M = 16, 64

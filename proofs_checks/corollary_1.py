@@ -10,7 +10,8 @@ import hyperattention_ref as hr
 from hyperattention_ref import synthetic
 
 from .dense import Dense
-from .statement import Settings, Verdict
+from .settings import Settings
+from .verdict import Verdict
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 BLOCK, SAMPLES, D = 64, 64, 32

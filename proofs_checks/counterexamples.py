@@ -12,7 +12,8 @@ from hyperattention_ref import synthetic
 
 from . import definition_1, lemma_1, lemma_2
 from .dense import ROUNDING, Dense
-from .statement import FAILS, HOLDS, Settings, Verdict
+from .settings import Settings
+from .verdict import FAILS, HOLDS, Verdict
 
 N, M = 384, 64
 NO_FLOOR = 1e300

@@ -8,7 +8,8 @@ import numpy as np
 
 import hyperattention_ref as hr
 
-from .statement import HOLDS, Settings, Verdict, clopper_pearson
+from .settings import Settings
+from .verdict import HOLDS, Verdict, clopper_pearson
 
 ANGLES = (math.pi / 8, math.pi / 3, 0.6 * math.pi)
 CASES = [(r, angle) for r in (1, 3, 7) for angle in ANGLES]

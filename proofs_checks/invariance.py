@@ -10,7 +10,8 @@ import hyperattention_ref as hr
 from hyperattention_ref import synthetic
 
 from .dense import ROUNDING
-from .statement import Settings, Verdict
+from .settings import Settings
+from .verdict import Verdict
 
 FAMILIES = ("gaussian", "sink", "cones")
 SHIFT = 3.0

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from .dense import ROUNDING, Dense
-from .statement import HOLDS, Settings, Verdict, trials_to_hold
+from .settings import Settings
+from .verdict import HOLDS, Verdict, trials_to_hold
 
 BENIGN = ("gaussian", "sphere", "cones", "flat")
 """Families on which measurements show that (6) holds at m = 256; nothing is promised for the others at that m."""

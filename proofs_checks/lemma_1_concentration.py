@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from .dense import Dense
-from .statement import Settings, Verdict, trials_to_hold
+from .settings import Settings
+from .verdict import Verdict, trials_to_hold
 
 FAMILIES = ("gaussian", "sink", "needle")
 GAMMA = 1 / 2048

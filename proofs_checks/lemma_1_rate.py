@@ -10,7 +10,8 @@ from hyperattention_ref import synthetic
 
 from . import lemma_1, lemma_1_usable
 from .dense import Dense
-from .statement import Settings, Verdict
+from .settings import Settings
+from .verdict import Verdict
 
 SAMPLES = (64, 128, 256, 512, 1024, 2048, 4096)
 FITS = {"cap constant 1": (1.0, 256, 4096), "no cap": (math.inf, 64, 1024)}

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .dense import ROUNDING, Dense
-from .statement import Settings, Verdict, trials_to_hold
+from .settings import Settings
+from .verdict import Verdict, trials_to_hold
 
 FAMILIES = ("gaussian", "planted_clusters", "row_scales")
 M = 32

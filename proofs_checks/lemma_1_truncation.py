@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from .dense import ROUNDING, Dense
-from .statement import Settings, Verdict
+from .settings import Settings
+from .verdict import Verdict
 
 FAMILIES = ("gaussian", "sink", "permutation", "needle")
 M = 256

@@ -9,7 +9,8 @@ import numpy as np
 import hyperattention_ref as hr
 
 from .dense import ROUNDING, Dense
-from .statement import HOLDS, Settings, Verdict, trials_to_hold
+from .settings import Settings
+from .verdict import HOLDS, Verdict, trials_to_hold
 
 FAMILIES = ("gaussian", "sink", "cones")
 CASES = ((0.01, 64), (0.1, 1024))

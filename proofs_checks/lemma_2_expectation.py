@@ -10,7 +10,8 @@ import hyperattention_ref as hr
 
 from .dense import ROUNDING, Dense
 from .lemma_2 import uneven_values
-from .statement import Settings, Verdict, clopper_pearson
+from .settings import Settings
+from .verdict import Verdict, clopper_pearson
 
 N = 128
 

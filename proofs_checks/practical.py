@@ -9,7 +9,8 @@ import numpy as np
 import hyperattention_ref as hr
 
 from .dense import ROUNDING, Dense
-from .statement import HOLDS, Settings, Verdict
+from .settings import Settings
+from .verdict import HOLDS, Verdict
 
 FAMILIES = ("gaussian", "planted_clusters", "sink")
 BUDGET = 256

@@ -8,7 +8,8 @@ import hyperattention_ref as hr
 from hyperattention_ref import synthetic
 
 from .dense import ROUNDING
-from .statement import Settings, Verdict
+from .settings import Settings
+from .verdict import Verdict
 
 
 def check(settings: Settings):

@@ -9,7 +9,8 @@ import numpy as np
 from hyperattention_ref import synthetic
 
 from .dense import Dense
-from .statement import FAILS, HOLDS, Settings, Verdict
+from .settings import Settings
+from .verdict import FAILS, HOLDS, Verdict
 
 M = 256
 SPREAD = 5.0

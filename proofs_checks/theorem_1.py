@@ -9,7 +9,8 @@ import hyperattention_ref as hr
 
 from . import lemma_1, lemma_2
 from .dense import ROUNDING, Dense
-from .statement import HOLDS, Settings, Verdict, trials_to_hold
+from .settings import Settings
+from .verdict import HOLDS, Verdict, trials_to_hold
 
 BENIGN = ("gaussian", "sphere", "cones")
 CLAIM = 0.02

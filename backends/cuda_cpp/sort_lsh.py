@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from hyperattention_ref.foundation.bfloat16 import bfloat16_bits, from_bfloat16_bits
-from hyperattention_ref.paper.definition_1 import scaled_rows
+from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
 from hyperattention_ref.plan.noise import Draw
 
 from ..device_array import DeviceArray

@@ -16,7 +16,7 @@ import numpy as np
 
 from hyperattention_ref.foundation.backend import AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
-from hyperattention_ref.paper.definition_1 import scaled_rows
+from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 from hyperattention_ref.plan.plan import Plan
 

@@ -15,7 +15,7 @@ from hyperattention_ref import proofs_checks
 from hyperattention_ref.pages.progress import Step, progress_bar
 from hyperattention_ref.pages.wording import number, power_of_ten
 from hyperattention_ref.proofs_checks import Settings, Verdict
-from hyperattention_ref.proofs_checks.statement import HOLDS, NOT_REFUTED
+from hyperattention_ref.proofs_checks.verdict import HOLDS, NOT_REFUTED
 from hyperattention_ref.verify.page import write_report
 from hyperattention_ref.verify.report import (
     FAILS_AS_IT_MUST,

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, STYLE, Plot
 from hyperattention_ref.pages.wording import number
 from hyperattention_ref.proofs_checks import Verdict
-from hyperattention_ref.proofs_checks.statement import HOLDS, NOT_REFUTED
+from hyperattention_ref.proofs_checks.verdict import HOLDS, NOT_REFUTED
 from hyperattention_ref.verify import sample_head_measures as heads
 from hyperattention_ref.verify.report import (
     FAILS_AS_IT_MUST,

@@ -12,7 +12,7 @@ import hyperattention_ref as hr
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.pages.wording import number, power_of_ten
 from hyperattention_ref.proofs_checks import Settings, Verdict
-from hyperattention_ref.proofs_checks.statement import FAILS, HOLDS, NOT_REFUTED
+from hyperattention_ref.proofs_checks.verdict import FAILS, HOLDS, NOT_REFUTED
 from hyperattention_ref.verify.sample_head_measures import SampleHeadMeasures, findings
 
 FAILS_AS_IT_MUST, INFORMATION, UNEXPECTED = "fails, as it must", "information", "unexpected"

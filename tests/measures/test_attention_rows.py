@@ -9,7 +9,7 @@ from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import Rectangle
 from hyperattention_ref.plan.noise import head_streams
 from hyperattention_ref.plan.plan import Plan
-from hyperattention_ref.proofs_checks.statement import clopper_pearson
+from hyperattention_ref.proofs_checks.verdict import clopper_pearson
 
 shapes = {"n_q": st.integers(1, 80), "n_k": st.integers(1, 40), "seed": st.integers(0, 99)}
 

@@ -10,13 +10,20 @@ import pytest
 
 from hyperattention_ref.backends import blocked_numpy, reference
 from hyperattention_ref.backends.conformance import check_backend
-from hyperattention_ref.paper import algorithm_1, algorithm_2, algorithm_4, definition_1, lemma_2, row_sums
+from hyperattention_ref.paper import (
+    algorithm_1_sort_lsh,
+    algorithm_2_approx_d,
+    algorithm_4_causal_approx_d,
+    definition_1_sorted_lsh,
+    lemma_2_sampled_product,
+    row_sums,
+)
 from hyperattention_ref.plan import merge
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.proofs_checks import Settings, corollary_1, counterexamples, run_checks, theorem_1
 from hyperattention_ref.proofs_checks import definition_1 as definition_1_check
 from hyperattention_ref.proofs_checks.dense import Dense
-from hyperattention_ref.proofs_checks.statement import HOLDS
+from hyperattention_ref.proofs_checks.verdict import HOLDS
 
 PLACE = "the planted bug must be revised: its place in the source has changed"
 SMALL = Settings(n=128, trials=5)
@@ -71,7 +78,7 @@ def inequality_1(settings):
 PLANTED = {
     # bug: (owner, function, sound source, planted source, check, settings)
     "hash buckets in plain binary order": (
-        definition_1,
+        definition_1_sorted_lsh,
         "gray_rank",
         "np.bitwise_xor.accumulate(bits.astype(np.int64), axis=-1)",
         "bits.astype(np.int64)",
@@ -79,7 +86,7 @@ PLANTED = {
         SMALL,
     ),
     "hash buckets by the inverse Gray table": (
-        definition_1,
+        definition_1_sorted_lsh,
         "gray_rank",
         "return rank_bits @ powers",
         "return (p := bits.astype(np.int64) @ powers) ^ (p >> 1)",
@@ -95,7 +102,7 @@ PLANTED = {
         SMALL,
     ),
     "blocks by input position instead of sorted position": (
-        algorithm_1,
+        algorithm_1_sort_lsh,
         "sort_lsh_core",
         "BlockMask.from_orders(query_order, key_order, block_size)",
         "BlockMask.from_orders(np.argsort(query_order), np.argsort(key_order), block_size)",
@@ -103,7 +110,7 @@ PLANTED = {
         SMALL,
     ),
     "queries and keys hashed differently": (
-        algorithm_1,
+        algorithm_1_sort_lsh,
         "sort_lsh_core",
         "backend.hash_codes(x, planes)) for x in (q, k)",
         "backend.hash_codes(x, p)) for x, p in ((q, planes), (k, planes[::-1]))",
@@ -111,7 +118,7 @@ PLANTED = {
         LONGER,
     ),
     "floor dropped": (
-        algorithm_2,
+        algorithm_2_approx_d,
         "approx_d_core",
         "np.maximum(log_estimate, log_floor)",
         "log_estimate",
@@ -127,7 +134,7 @@ PLANTED = {
         SMALL,
     ),
     "masked part H_i dropped": (
-        algorithm_2,
+        algorithm_2_approx_d,
         "approx_d_core",
         "log_d = logaddexp(log_h, np.where",
         "log_d = logaddexp(-inf, np.where",
@@ -135,7 +142,7 @@ PLANTED = {
         MASKED,
     ),
     "weight n/m missing": (
-        algorithm_2,
+        algorithm_2_approx_d,
         "approx_d_core",
         "math.log(n_k) - math.log(p.m) + log_capped",
         "log_capped",
@@ -151,7 +158,7 @@ PLANTED = {
         MASKED,
     ),
     "tau the smallest row sum": (
-        algorithm_2,
+        algorithm_2_approx_d,
         "approx_d_core",
         ".max(initial=-inf)",
         ".min(initial=inf)",
@@ -159,7 +166,7 @@ PLANTED = {
         GAUSSIAN,
     ),
     "floor without kappa": (
-        algorithm_2,
+        algorithm_2_approx_d,
         "approx_d_core",
         "log_floor = log_tau - math.log(p.kappa)",
         "log_floor = log_tau",
@@ -167,7 +174,7 @@ PLANTED = {
         GAUSSIAN,
     ),
     "row rescaling not undone": (
-        algorithm_2,
+        algorithm_2_approx_d,
         "approx_d_core",
         "log_d=log_d + sums.log_pilot",
         "log_d=log_d",
@@ -183,7 +190,7 @@ PLANTED = {
         SMALL,
     ),
     "V-norm weights missing": (
-        lemma_2,
+        lemma_2_sampled_product,
         "row_norm_sample_core",
         "total / (np.sqrt(m) * norms[indices])",
         "np.full(m, 1 / np.sqrt(m))",
@@ -191,7 +198,7 @@ PLANTED = {
         GAUSSIAN,
     ),
     "rows drawn by norm, not squared norm": (
-        lemma_2,
+        lemma_2_sampled_product,
         "row_norm_sample_core",
         "p = (norms / total) ** 2",
         "p = norms / norms.sum()",
@@ -199,7 +206,7 @@ PLANTED = {
         GAUSSIAN,
     ),
     "one of the two weights of S^T S missing": (
-        lemma_2,
+        lemma_2_sampled_product,
         "sampled_product",
         "x[:, sample.indices] * sample.weights",
         "x[:, sample.indices]",
@@ -207,7 +214,7 @@ PLANTED = {
         GAUSSIAN,
     ),
     "Algorithm 3 without D": (
-        lemma_2,
+        lemma_2_sampled_product,
         "sampled_attention",
         "log_sums = lse - log_d",
         "log_sums = lse",
@@ -231,7 +238,7 @@ PLANTED = {
         GAUSSIAN,
     ),
     "a zero-padded key counted in every causal row": (
-        algorithm_4,
+        algorithm_4_causal_approx_d,
         "causal_approx_d_core",
         "for a, split, c in rectangles:",
         "log_d = np.logaddexp(log_d, 0.0)\n    for a, split, c in rectangles:",
@@ -239,7 +246,7 @@ PLANTED = {
         GAUSSIAN,
     ),
     "leaf lost where a rectangle is added": (
-        algorithm_4,
+        algorithm_4_causal_approx_d,
         "causal_approx_d_core",
         "np.logaddexp(log_d[split:c], part.log_d)",
         "part.log_d",

@@ -15,7 +15,7 @@ from hyperattention_ref.backends.conformance.strategies import HashInputs
 from hyperattention_ref.backends.cuda_cpp.device import STORAGE, Layouts
 from hyperattention_ref.backends.cuda_cpp.sort_lsh import DrawnIndices, Hyperplanes, SortingOnDevice, three_parts
 from hyperattention_ref.backends.cuda_cpp.tables import SIDE_FIELDS, drawn_tables, head_sides, plan_tables
-from hyperattention_ref.paper.definition_1 import hamming_sorted_lsh, scaled_rows
+from hyperattention_ref.paper.definition_1_sorted_lsh import hamming_sorted_lsh, scaled_rows
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 from hyperattention_ref.plan.noise import Draw

@@ -7,7 +7,7 @@ from hyperattention_ref.backends.cuda_cpp.device import Layouts
 from hyperattention_ref.backends.cuda_cpp.memory import CudaMemory, Largest
 from hyperattention_ref.backends.cuda_cpp.tables import CHUNK, DIGITS, RUN_FIELDS, SIDE_FIELDS
 from hyperattention_ref.backends.device_array import DeviceArray
-from hyperattention_ref.paper.definition_1 import hamming_sorted_lsh
+from hyperattention_ref.paper.definition_1_sorted_lsh import hamming_sorted_lsh
 
 from .device import from_bfloat, in_place, to_bfloat
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from hyperattention_ref.proofs_checks.statement import (
+from hyperattention_ref.proofs_checks.settings import Settings
+from hyperattention_ref.proofs_checks.verdict import (
     FAILS,
     HOLDS,
     LEVEL,
     NOT_REFUTED,
-    Settings,
     Verdict,
     clopper_pearson,
     trials_to_hold,

@@ -12,9 +12,9 @@ from hyperattention_ref.foundation.backend import Backend
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
-from hyperattention_ref.paper.algorithm_1 import sort_lsh_core
-from hyperattention_ref.paper.algorithm_2 import ApproxDResult, Parameters, approx_d_core
-from hyperattention_ref.paper.lemma_2 import RowNormSample, row_norm_sample_core, sampled_attention
+from hyperattention_ref.paper.algorithm_1_sort_lsh import sort_lsh_core
+from hyperattention_ref.paper.algorithm_2_approx_d import ApproxDResult, Parameters, approx_d_core
+from hyperattention_ref.paper.lemma_2_sampled_product import RowNormSample, row_norm_sample_core, sampled_attention
 from hyperattention_ref.paper.row_sums import large_entries
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.noise import MAX_BITS

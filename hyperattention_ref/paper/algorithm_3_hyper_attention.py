@@ -10,8 +10,8 @@ from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
-from hyperattention_ref.paper.algorithm_2 import ApproxDResult, Parameters, approx_d_core
-from hyperattention_ref.paper.lemma_2 import RowNormSample, row_norm_sample_core, sampled_attention
+from hyperattention_ref.paper.algorithm_2_approx_d import ApproxDResult, Parameters, approx_d_core
+from hyperattention_ref.paper.lemma_2_sampled_product import RowNormSample, row_norm_sample_core, sampled_attention
 from hyperattention_ref.paper.row_sums import large_entries
 
 

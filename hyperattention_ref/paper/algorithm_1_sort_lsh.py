@@ -8,7 +8,7 @@ from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.backend import Backend
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.registry import select
-from hyperattention_ref.paper.definition_1 import hyperplanes
+from hyperattention_ref.paper.definition_1_sorted_lsh import hyperplanes
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.noise import MAX_BITS
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperattention_ref import hamming_sorted_lsh
-from hyperattention_ref.paper.definition_1 import gray_rank
+from hyperattention_ref.paper.definition_1_sorted_lsh import gray_rank
 from hyperattention_ref.plan.noise import MAX_BITS
 
 
