@@ -10,7 +10,16 @@ from hyperattention_ref.measures.mask_mass import captured_mass
 from hyperattention_ref.plan.planner import make_plan
 from hyperattention_ref.plan.recipe import Recipe, preset
 
-EVERY_PART = Recipe(views=("sort_lsh", "local"), block_size=3, first_keys=2, heavy_columns=2, sample_size=5)
+EVERY_PART = Recipe(
+    views=("sort_lsh", "centred_sort_lsh", "random", "local"),
+    block_size=3,
+    lsh_bits=5,
+    first_keys=2,
+    heavy_columns=2,
+    pilot_rows=40,
+    sample_size=5,
+    sampling="importance",
+)
 
 
 def heads(n_q, n_k=None, lead=(), dtype=np.float64, size=1.0):
