@@ -1,19 +1,23 @@
 """The compiled kernels of the Numba backend.
 
+All of them are in this one long file because Numba's on-disk cache is renewed when the file of the called kernel
+changes, and only then: a function compiled into a kernel must be in the kernel's file.
+
 Design. A tile is up to `LANES` queries, and a lane of a vector is a query: the tile's queries, logits and running sums
 are kept transposed, (d, lanes), (keys, lanes) and (d_v, lanes), so that a maximum or a sum over keys runs down the
 lanes and no vector is ever reduced within itself. Everything stays in cache: the tile of logits is `STEP` x `LANES`.
 
 - `multiply` is the only matrix product: C (rows x lanes) += A B in register blocks of vectors.
-- Every key goes the same way into the state of its queries: `dot` makes logits, what does not count is hidden, `fold`
-  takes the maximum, the exponentials and the sums. Exact attention, blocks, exact keys, sampled keys and causal leaves
-  differ in which keys these are.
+- Every key enters the state of its queries in the same way: `dot` makes logits, pairs that do not count are hidden,
+  `fold` takes the maximum, the exponentials and the sums. Exact attention, blocks, exact keys, sampled keys and causal
+  leaves differ in which keys these are.
 - Logits are in base 2: the queries are multiplied by scale * log2(e), and `exp2` is a polynomial.
-- The state (sums, top, total) of a query is normalised when its last part is in. To take it up again *is* the merge.
-- A `hidden` logit, and the top of a query that has met `nothing`, are finite, so that no difference is ever NaN.
+- The state (sums, top, total) of a query is normalised after its last part. To continue from the stored state *is* the
+  merge.
+- `hidden_logit`, and `empty_top` of a query that has met no key, are finite, so that no difference is ever NaN.
 
-Every kernel works on a range of tiles and writes rows of its own: any split over threads gives the same bits. All of
-them stand in one file because Numba's cache looks at the file of the outermost function only.
+The first arguments of a kernel are its piece of the work. It writes rows of its own: any split over threads gives the
+same bits.
 """
 
 # mypy does not see the types that Numba infers.
@@ -37,8 +41,8 @@ STEP = 128
 """Keys in a tile of logits, which is 32 kB in float32; sums over one step are added to those so far."""
 GROUP = 512
 """Queries that share one gathering of their blocks' keys, and keys gathered at a time, at most."""
-AHEAD = 8
-"""How many rows ahead memory is asked for, where rows are read in a permuted order."""
+PREFETCH_DISTANCE = 8
+"""How many rows ahead are prefetched, where rows are read in a permuted order."""
 LN_2 = math.log(2)
 
 _FAST = {"contract", "nsz"}  # no more: "nnan", "ninf" and "reassoc" would let the compiler remove what guards exp2
@@ -92,7 +96,20 @@ def _register_block(rows: int, vectors: int):
 
 
 def _generate_block(rows, vectors, context, builder, signature, args):
-    """LLVM code of `_register_block`."""
+    """LLVM code of `_register_block`.
+
+    In C, where `spread` fills a vector with one number, and all loops but the one over t are unrolled:
+
+    for (t = 0; t < n_terms; t++)
+        for (r = 0; r < rows; r++)
+            for (w = 0; w < vectors; w++)  // sums[r][w], one register each, start from zero
+                sums[r][w] += spread(A[a0 + r * a_row + t * a_term]) * vector_at(&B[lane + t * b_term + w * width]);
+    for (r = 0; r < rows; r++)
+        for (w = 0; w < vectors; w++) {
+            vector *target = vector_at(&C[c0 + r * c_row + w * width]);
+            *target = is_added ? *target * vector_at(&decay[lane + w * width]) + sums[r][w] : sums[r][w];
+        }
+    """
     a0, a_row, a_term, lane0, b_term, c0, c_row, n_terms, is_added = (args[i] for i in (1, 2, 3, 5, 6, 8, 9, 10, 11))
     a, b, c, decay = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4, 7, 12))
     bits = signature.args[7].dtype.bitwidth
@@ -240,17 +257,17 @@ def _exp2_float64(t):
 # --- Tiles -----------------------------------------------------------------------------------------------------------
 
 
-def nothing(x):
+def empty_top(x):
     """The largest logit of a query that has met no key, of the type of the array `x`: below every real logit.
 
-    The door lets logits, and log-weights, up to a quarter of the largest number pass; in base 2 they stay below 0.37 of
-    it, and their sum above -0.74 of it.
+    The input checks admit logits, and log-weights, up to a quarter of the largest number; in base 2 they stay below
+    0.37 of it, and their sum above -0.74 of it.
     """
     return _share_of_largest(-0.77, x)
 
 
-def hidden(x):
-    """The logit of a pair that does not count, of the type of the array `x`: its distance to `nothing` has exp2 = 0."""
+def hidden_logit(x):
+    """The logit of a pair that does not count, of the type of `x`: its distance to `empty_top` has exp2 = 0."""
     return _share_of_largest(-0.97, x)
 
 
@@ -270,8 +287,8 @@ def _as_constant(function):
     overload(function, inline="always")(compiled_for)
 
 
-_as_constant(nothing)
-_as_constant(hidden)
+_as_constant(empty_top)
+_as_constant(hidden_logit)
 
 
 class Tile(NamedTuple):
@@ -352,7 +369,7 @@ def padded(n):
 
 @intrinsic
 def _prefetch(_, x, offset):
-    """Ask for the cache line of an entry of the array x, in flat order."""
+    """Prefetch the cache line of an entry of the array x, in flat order."""
 
     def generate(context, builder, signature, args):
         place = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
@@ -366,19 +383,19 @@ def _prefetch(_, x, offset):
 
 
 @compiled
-def ask_for(x, rows, i):
-    """Prefetch the row of the matrix x that is needed AHEAD of entry i of `rows`."""
-    if i + AHEAD < rows.size:
+def prefetch_row(x, rows, i):
+    """Prefetch the row of the matrix x that is PREFETCH_DISTANCE entries after entry i of `rows`."""
+    if i + PREFETCH_DISTANCE < rows.size:
         d = x.shape[1]
         for e in range(0, d, 64 // x.itemsize):
-            _prefetch(x, rows[i + AHEAD] * d + e)
+            _prefetch(x, rows[i + PREFETCH_DISTANCE] * d + e)
 
 
 @compiled
 def gather(x, rows, out):
     """out[:rows.size] = x[rows]."""
     for i in range(rows.size):
-        ask_for(x, rows, i)
+        prefetch_row(x, rows, i)
         source, target = x[rows[i]], out[i]
         for e in range(x.shape[1]):
             target[e] = source[e]
@@ -386,10 +403,10 @@ def gather(x, rows, out):
 
 @compiled
 def load_columns(tile, x, rows, factor):
-    """Columns of the tile = factor * x[rows] transposed, zero in the lanes that are left."""
+    """Columns of the tile = factor * x[rows] transposed, zero in the unused lanes."""
     columns = tile.columns
     for lane in range(rows.size):
-        ask_for(x, rows, lane)
+        prefetch_row(x, rows, lane)
         row = x[rows[lane]]
         for e in range(x.shape[1]):
             columns[e, lane] = row[e] * factor
@@ -398,7 +415,7 @@ def load_columns(tile, x, rows, factor):
 
 @compiled
 def load_blocks(tile, query_blocks, rows):
-    """Block numbers of the tile's queries; -2, which is nobody's, in the lanes that are left."""
+    """Block numbers of the tile's queries; -2, which no key has, in the unused lanes."""
     for view in range(query_blocks.shape[0]):
         for lane in range(rows.size):
             tile.blocks[view, lane] = query_blocks[view, rows[lane]]
@@ -463,13 +480,13 @@ def fold(tile, values, n, lanes):
 
 
 @compiled
-def take_up(tile, state, rows, is_new):
-    """The state of some queries: from memory, or that of queries which have met nothing."""
-    tile.top[:], tile.total[:], tile.sums[:] = nothing(tile.top), 0, 0
+def load_state(tile, state, rows, is_new):
+    """The state of some queries: from memory, or, if they are new, that of queries that have met no key."""
+    tile.top[:], tile.total[:], tile.sums[:] = empty_top(tile.top), 0, 0
     if is_new:
         return
     for lane in range(rows.size):
-        ask_for(state.out, rows, lane)
+        prefetch_row(state.out, rows, lane)
         i = rows[lane]
         tile.top[lane], tile.total[lane] = state.top[i], state.total[i]
         row = state.out[i]
@@ -478,10 +495,10 @@ def take_up(tile, state, rows, is_new):
 
 
 @compiled
-def lay_down(tile, state, rows, is_final):
+def store_state(tile, state, rows, is_final):
     """Write the state of some queries to memory; after their last part as output and natural log-sum-exp."""
     for lane in range(rows.size):
-        ask_for(state.out, rows, lane)
+        prefetch_row(state.out, rows, lane)
         i, top, total = rows[lane], tile.top[lane], tile.total[lane]
         factor = tile.total.dtype.type(1)
         if not is_final:
@@ -532,7 +549,7 @@ def hide_future(logits, n, rows, first_key):
     for j in range(max(0, rows[0] + 1 - first_key), n):
         for lane in range(rows.size):
             if rows[lane] < first_key + j:
-                logits[j, lane] = hidden(logits)
+                logits[j, lane] = hidden_logit(logits)
 
 
 @compiled
@@ -540,21 +557,21 @@ def hide_past(logits, n, lanes, first_key, first_query):
     """Hide keys after their query: lanes are the keys from first_key on, logits[i] is of query first_query + i."""
     for i in range(min(n, max(0, first_key + lanes - 1 - first_query))):
         for lane in range(max(0, first_query + i + 1 - first_key), lanes):
-            logits[i, lane] = hidden(logits)
+            logits[i, lane] = hidden_logit(logits)
 
 
 # --- Attention -------------------------------------------------------------------------------------------------------
 
 
 @kernel
-def exact_rows(q, k, v, first_row, stop_row, first_key, factor, is_causal, is_final, state):
+def exact_rows(first_row, stop_row, first_key, q, k, v, factor, is_causal, is_final, state):
     """Attention of some queries to the keys from first_key on: to all of them, or to those not after the query."""
     tile = new_tile(q.shape[1], v.shape[1], 0, q)
     for first in range(first_row, stop_row, LANES):
         rows = np.arange(first, min(first + LANES, stop_row))
         lanes = padded(rows.size)
         load_columns(tile, q, rows, factor)
-        take_up(tile, state, rows, True)
+        load_state(tile, state, rows, True)
         stop_key = rows[-1] + 1 if is_causal else k.shape[0]
         for key in range(first_key, stop_key, STEP):
             n = min(STEP, stop_key - key)
@@ -562,7 +579,7 @@ def exact_rows(q, k, v, first_row, stop_row, first_key, factor, is_causal, is_fi
             if is_causal:
                 hide_future(tile.logits, n, rows, key)
             fold(tile, v[key:], n, lanes)
-        lay_down(tile, state, rows, is_final)
+        store_state(tile, state, rows, is_final)
 
 
 @kernel
@@ -592,17 +609,17 @@ def make_groups(query_offsets, key_offsets):
 
 
 @compiled
-def attend_block(tile, keys, values, chosen, mask, view, is_mixed, lanes):
-    """Fold the gathered keys `chosen` of one or several blocks of a view, less the pairs that earlier views hold."""
-    for start in range(0, chosen.size, STEP):
-        n = min(STEP, chosen.size - start)
+def attend_block(tile, keys, values, key_indices, mask, view, is_mixed, lanes):
+    """Fold the gathered keys of one or several blocks of a view, less the pairs that earlier views hold."""
+    for start in range(0, key_indices.size, STEP):
+        n = min(STEP, key_indices.size - start)
         dot(tile, keys[start:], n, lanes)
         for j in range(n):
-            row, key = tile.logits[j], chosen[start + j]
+            row, key = tile.logits[j], key_indices[start + j]
             if is_mixed:
-                _set_unequal(row, lanes, tile.blocks[view], mask.key_blocks[view, key], hidden(row))
+                _set_unequal(row, lanes, tile.blocks[view], mask.key_blocks[view, key], hidden_logit(row))
             for earlier in range(view):
-                _set_equal(row, lanes, tile.blocks[earlier], mask.key_blocks[earlier, key], hidden(row))
+                _set_equal(row, lanes, tile.blocks[earlier], mask.key_blocks[earlier, key], hidden_logit(row))
         fold(tile, values[start:], n, lanes)
 
 
@@ -622,12 +639,12 @@ def attend_shared(tile, shared, lanes):
             row = tile.logits[j]
             _add_weight(row, lanes, shared.log_weights[start + j])
             for view in range(shared.blocks.shape[0]):
-                _set_equal(row, lanes, tile.blocks[view], shared.blocks[view, start + j], hidden(row))
+                _set_equal(row, lanes, tile.blocks[view], shared.blocks[view, start + j], hidden_logit(row))
         fold(tile, shared.values[start:], n, lanes)
 
 
 @kernel
-def view_rows(q, k, v, factor, groups, query_order, key_order, view, mask, shared, is_new, is_final, state):
+def view_rows(groups, q, k, v, factor, query_order, key_order, view, mask, shared, is_new, is_final, state):
     """Attention of the queries of some groups of a view to the keys of their blocks, then to the shared keys.
 
     All arrays are a rectangle's; `query_order` and `key_order` are those of view number `view`. Exact keys are shared,
@@ -636,28 +653,28 @@ def view_rows(q, k, v, factor, groups, query_order, key_order, view, mask, share
     """
     tile = new_tile(q.shape[1], v.shape[1], mask.query_blocks.shape[0], q)
     keys, values = np.empty((GROUP, k.shape[1]), q.dtype), np.empty((GROUP, v.shape[1]), q.dtype)
-    chosen = np.empty(GROUP, np.int64)
+    key_indices = np.empty(GROUP, np.int64)
     for g in range(groups.shape[0]):
         key, stop_key, is_mixed, is_first = groups[g, 2], groups[g, 3], groups[g, 4] > 1, True
         while is_first or key < stop_key:
             n = 0
             while key < stop_key and n < GROUP:
-                chosen[n] = key_order[key]
+                key_indices[n] = key_order[key]
                 n += not mask.is_exact[key_order[key]]
                 key += 1
-            gather(k, chosen[:n], keys)
-            gather(v, chosen[:n], values)
+            gather(k, key_indices[:n], keys)
+            gather(v, key_indices[:n], values)
             is_last = key == stop_key
             for first in range(groups[g, 0], groups[g, 1], LANES):
                 rows = query_order[first : min(first + LANES, groups[g, 1])]
                 lanes = padded(rows.size)
                 load_columns(tile, q, rows, factor)
                 load_blocks(tile, mask.query_blocks, rows)
-                take_up(tile, state, rows, is_new and is_first)
-                attend_block(tile, keys, values, chosen[:n], mask, view, is_mixed, lanes)
+                load_state(tile, state, rows, is_new and is_first)
+                attend_block(tile, keys, values, key_indices[:n], mask, view, is_mixed, lanes)
                 if is_last:
                     attend_shared(tile, shared, lanes)
-                lay_down(tile, state, rows, is_last and is_final)
+                store_state(tile, state, rows, is_last and is_final)
             is_first = False
 
 
@@ -667,14 +684,14 @@ def finish_rows(first_row, stop_row, state):
     tile = new_tile(1, state.out.shape[1], 0, state.out)
     for first in range(first_row, stop_row, LANES):
         rows = np.arange(first, min(first + LANES, stop_row))
-        take_up(tile, state, rows, False)
-        lay_down(tile, state, rows, True)
+        load_state(tile, state, rows, False)
+        store_state(tile, state, rows, True)
 
 
 # --- Sums over rows --------------------------------------------------------------------------------------------------
 
 
-class RowSums(NamedTuple):
+class RowSumArrays(NamedTuple):
     """For each query, in base 2: the least and the largest logit, and sums relative to 2^top.
 
     `total` of weights, `moment` of weights times (logit - top), `outside` of weights outside the mask; all (n_q,).
@@ -695,7 +712,7 @@ def _extend_range(logits, n, lanes, least, top):
         for lane in range(lanes):
             x = row[lane]
             low, high = least[lane], top[lane]
-            least[lane] = x if x > nothing(row) and x < low else low
+            least[lane] = x if x > empty_top(row) and x < low else low
             top[lane] = x if x > high else high
 
 
@@ -737,8 +754,8 @@ def _add_rows(weights, n, lanes, part, total, decay):
 
 
 @kernel
-def row_sums(q, k, factor, order, is_causal, mask, has_mask, is_mask_hidden, sums):
-    """RowSums of the queries `order`, which rise. With `is_mask_hidden` marked pairs are as if they did not exist."""
+def row_sums(order, q, k, factor, is_causal, mask, has_mask, is_mask_hidden, sums):
+    """RowSumArrays of the queries `order`, which rise. With `is_mask_hidden` marked pairs count as non-existent."""
     tile = new_tile(q.shape[1], 1, mask.query_blocks.shape[0], q)
     least, moment, outside = np.empty(LANES, q.dtype), np.empty(LANES, q.dtype), np.empty(LANES, q.dtype)
     part_moment, logits, zero = np.empty(LANES, q.dtype), tile.logits, q.dtype.type(0)
@@ -747,7 +764,7 @@ def row_sums(q, k, factor, order, is_causal, mask, has_mask, is_mask_hidden, sum
         lanes = padded(rows.size)
         load_columns(tile, q, rows, factor)
         load_blocks(tile, mask.query_blocks, rows)
-        least[:], tile.top[:], tile.total[:], moment[:], outside[:] = -nothing(least), nothing(least), 0, 0, 0
+        least[:], tile.top[:], tile.total[:], moment[:], outside[:] = -empty_top(least), empty_top(least), 0, 0, 0
         stop_key = rows[-1] + 1 if is_causal else k.shape[0]
         for key in range(0, stop_key, STEP):
             n = min(STEP, stop_key - key)
@@ -755,7 +772,7 @@ def row_sums(q, k, factor, order, is_causal, mask, has_mask, is_mask_hidden, sum
             if is_causal:
                 hide_future(logits, n, rows, key)
             if is_mask_hidden:
-                set_marked(tile, n, lanes, mask, rows, key, hidden(logits))
+                set_marked(tile, n, lanes, mask, rows, key, hidden_logit(logits))
             tile.decay[:] = tile.top
             _extend_range(logits, n, lanes, least, tile.top)
             _weigh_moments(logits, n, lanes, tile.top, tile.part, part_moment)
@@ -779,7 +796,7 @@ def _cap(logits, n, lanes, caps, n_capped):
 
 
 @kernel
-def capped_rows(q, sampled, factor, first_row, stop_row, mask, caps, top_of, total_of, n_capped_of):
+def capped_rows(first_row, stop_row, q, sampled, factor, mask, log_caps, tops, totals, counts):
     """Sums of min(2^logit, 2^cap) over the sampled keys outside the mask, relative to the largest; and what was capped.
 
     The mask has the columns of the sampled keys, in their order.
@@ -791,17 +808,17 @@ def capped_rows(q, sampled, factor, first_row, stop_row, mask, caps, top_of, tot
         lanes = padded(rows.size)
         load_columns(tile, q, rows, factor)
         load_blocks(tile, mask.query_blocks, rows)
-        tile.top[:], tile.total[:], n_capped[:] = nothing(cap), 0, 0
-        cap[: rows.size] = caps[first : first + rows.size]
+        tile.top[:], tile.total[:], n_capped[:] = empty_top(cap), 0, 0
+        cap[: rows.size] = log_caps[first : first + rows.size]
         for key in range(0, sampled.shape[0], STEP):
             n = min(STEP, sampled.shape[0] - key)
             dot(tile, sampled[key:], n, lanes)
-            set_marked(tile, n, lanes, mask, rows, key, hidden(cap))
+            set_marked(tile, n, lanes, mask, rows, key, hidden_logit(cap))
             _cap(tile.logits, n, lanes, cap, n_capped)
             weigh(tile, n, lanes)
         for lane in range(rows.size):
             i = rows[lane]
-            top_of[i], total_of[i], n_capped_of[i] = tile.top[lane], tile.total[lane], n_capped[lane]
+            tops[i], totals[i], counts[i] = tile.top[lane], tile.total[lane], n_capped[lane]
 
 
 # --- Sums over columns -----------------------------------------------------------------------------------------------
@@ -827,7 +844,7 @@ def _add_squares(p, n, lanes, total, squares):
 
 
 @kernel
-def column_sums(q, k, factor, first_key, stop_key, is_causal, top, share, sums, squares):
+def column_sums(first_key, stop_key, q, k, factor, is_causal, top, share, sums, squares):
     """Sums of P_ij and of P_ij^2 over the queries i, for some keys j; P_ij = 2^(logit - top_i) share_i.
 
     Each step is summed in the working type, the steps in float64.
@@ -853,7 +870,7 @@ def column_sums(q, k, factor, first_key, stop_key, is_causal, top, share, sums, 
 
 
 @kernel
-def transposed_rows(q, k, y, factor, first_key, stop_key, is_causal, lse, share, out):
+def transposed_rows(first_key, stop_key, q, k, y, factor, is_causal, lse, share, out):
     """Some rows of P^T y, P_ij = 2^(logit - lse_i) share_i."""
     tile = new_tile(q.shape[1], y.shape[1], 0, q)
     tile.decay[:] = 1
@@ -888,7 +905,7 @@ def _rescaled_dots(x, planes, row, dots):
 
 
 @kernel
-def hash_rows(x, planes, n_bits, first_row, stop_row, codes):
+def hash_rows(first_row, stop_row, x, planes, n_bits, codes):
     """Definition 1 for some rows; planes is (d, padded bits), a column for each bit, the first the most significant.
 
     Where products may have left the range (all are tiny, or one is huge or NaN) the row is scaled first.

@@ -1,0 +1,113 @@
+"""The compiled kernels: the exponential, other instruction sets, planted bugs."""
+
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numba import njit
+
+from hyperattention_ref.backends.conformance import check_backend
+from hyperattention_ref.backends.numba_cpu import backend, kernels
+
+# --- the exponential -------------------------------------------------------------------------------------------------
+
+
+@njit
+def exp2_of(x, out):
+    for i in range(x.size):
+        out[i] = kernels.exp2(x[i])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exp2_is_within_two_units_in_the_last_place(dtype):
+    lowest = np.log2(float(np.finfo(dtype).tiny))
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(-1, 0.5, 2**20), rng.uniform(lowest, 1, 2**20), -np.logspace(-30, 2, 2**12)])
+    x = np.concatenate([x, np.arange(lowest, 1), np.arange(lowest, 1) + 0.5, [0.0, -0.0]]).astype(dtype)
+    out = np.empty_like(x)
+    exp2_of(x, out)
+    exact = np.exp2(x.astype(np.longdouble))
+    units = np.abs(out - exact) / np.spacing(exact.astype(dtype)).astype(np.longdouble)
+    assert units.max() <= 2
+    np.testing.assert_array_equal(out[-2:], 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exp2_is_zero_below_the_normal_numbers(dtype):
+    limits = np.finfo(dtype)
+    x = np.array([np.log2(float(limits.tiny)) - 0.01, -1e30, -float(limits.max), -np.inf], dtype)
+    out = np.ones_like(x)
+    exp2_of(x, out)
+    np.testing.assert_array_equal(out, 0)
+
+
+# --- instruction sets ------------------------------------------------------------------------------------------------
+
+INSTRUCTION_SETS = {
+    "plain": {"NUMBA_CPU_NAME": "generic"},
+    "avx2": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_other_instruction_sets_conform(run_python, name, tmp_path):
+    """The code paths of lesser CPUs, compiled for them and run on this one."""
+    if name == "avx2" and kernels.VECTOR_BYTES < 32:
+        pytest.skip("this CPU lacks AVX2, whose code it cannot run")
+    script = """
+        from hyperattention_ref.backends.numba_cpu import kernels
+        from hyperattention_ref.backends.conformance import check_backend
+        print(kernels.VECTOR_BYTES, kernels.IS_FUSED, check_backend("numba").examples)
+    """
+    out = run_python(script, NUMBA_CACHE_DIR=str(tmp_path), **INSTRUCTION_SETS[name])
+    assert out.split()[:2] == (["16", "False"] if name == "plain" else ["32", "True"])
+    assert int(out.split()[2]) >= 600
+
+
+# --- planted bugs ----------------------------------------------------------------------------------------------------
+
+BUGS = {
+    "tile bound": (
+        "dot(tile, k[key:], n, lanes)\n            if is_causal:\n                hide_future(tile.logits",
+        "n = max(1, n - 1)\n            dot(tile, k[key:], n, lanes)\n            if is_causal:\n"
+        "                hide_future(tile.logits",
+    ),
+    "causal bound": ("if rows[lane] < first_key + j:", "if rows[lane] <= first_key + j and j > 0:"),
+    "missing merge": ("load_state(tile, state, rows, is_new and is_first)", "load_state(tile, state, rows, is_first)"),
+    "former sums not rescaled": (
+        "total[lane] = total[lane] * decay[lane] + part[lane]",
+        "total[lane] = total[lane] + part[lane]",
+    ),
+    "sampled pair not hidden": (
+        "_set_equal(row, lanes, tile.blocks[view], shared.blocks[view, start + j], hidden_logit(row))",
+        "pass",
+    ),
+    "earlier view not hidden": (
+        "_set_equal(row, lanes, tile.blocks[earlier], mask.key_blocks[earlier, key], hidden_logit(row))",
+        "pass",
+    ),
+    "neighbouring blocks mixed": ("groups[g, 4] > 1", "groups[g, 4] > 2"),
+    "lanes of the last vector": ("return (n + 15) // 16 * 16", "return max(16, n // 16 * 16)"),
+}
+
+
+def with_bug(name):
+    """The backend's kernels with one line changed, compiled in memory."""
+    right, wrong = BUGS[name]
+    source = Path(kernels.__file__).read_text(encoding="utf-8")
+    assert source.count(right) == 1, f"{right!r} must occur once"
+    module = types.ModuleType("kernels_with_a_bug")
+    code = source.replace(right, wrong).replace("cache=True", "cache=False")
+    exec(compile(code, f"kernels with the bug {name!r}", "exec"), module.__dict__)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUGS)
+def test_planted_bugs_are_caught(name, monkeypatch):
+    module = with_bug(name)
+    monkeypatch.setattr(backend, "_kernels", lambda: module)
+    with pytest.raises(AssertionError, match="backend 'numba' fails"):
+        check_backend("numba")
