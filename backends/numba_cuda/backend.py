@@ -1,9 +1,9 @@
 """The Numba CUDA backend: kernels in Python, for readers who learn from a GPU implementation or check one.
 
-This module launches; the arithmetic is in `kernels`. Data stays on the device: arrays of CuPy, PyTorch,
-Numba and whatever else has the CUDA array interface are read where they lie, with any strides, and results are arrays
-of the caller's library, in the stream that is current there (`device`). Decisions (plans, hyperplanes,
-masks, samples) are host data, and are moved to the device.
+This module launches; the arithmetic is in `kernels`. Data stays on the device: arrays of CuPy, PyTorch, Numba and any
+library with the CUDA array interface are read in place, with any strides, and results are arrays of the caller's
+library, in the stream that is current there (`device`). Decisions (plans, hyperplanes, masks, samples) are host data,
+and are copied to the device.
 
 Numba and the package numba-cuda are imported at the first use.
 """
@@ -40,10 +40,10 @@ class NumbaCuda:
     def hash_codes(self, x, planes):
         (x,) = self.device.views(x=x)
         with self.device.queue(x) as queue:
-            planes = queue.moved(scaled_rows(np.asarray(planes, np.float64)).astype(working_dtype(x)))
+            planes = queue.upload(scaled_rows(np.asarray(planes, np.float64)).astype(working_dtype(x)))
             codes = queue.empty(x.shape[:-1], np.int64)
-            for _, _, rows, found in each_head(None, x, codes):
-                queue.launch("hash_rows", queue.tiles(queue.tiles(len(rows))), rows, planes, found)
+            for _, _, rows, head_codes in each_head(None, x, codes):
+                queue.launch("hash_rows", queue.tiles(queue.tiles(len(rows))), rows, planes, head_codes)
         return codes.owner
 
     def exact_attention(self, q, k, v, *, scale, is_causal):
@@ -62,7 +62,7 @@ class NumbaCuda:
         with self.device.queue(q, k, v) as queue:
             out = queue.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
             lse = queue.empty(q.shape[:-1], work)
-            softmax = RunningSoftmax(queue, work.type(scale), q.shape[-2], v.shape[-1])
+            softmax = SoftmaxLaunches(queue, work.type(scale), q.shape[-2], v.shape[-1])
             for _, head, *arrays, head_out, head_lse in each_head(plan, q, k, v, out, lse):
                 softmax.start()
                 softmax.attend_head(head, arrays)
@@ -77,9 +77,9 @@ class NumbaCuda:
             rows = {name: queue.empty((n_q,), work) for name in ("log_total", "log_unmasked", "entropy")}
             columns = {name: queue.empty((n_k,), work) for name in ("column_sums", "column_squares")}
             lowest, highest = queue.empty((n_q,), work), queue.empty((n_q,), work)
-            marks = [queue.moved(x) for x in _marks(mask, n_q, n_k)]
+            mask_arrays = [queue.upload(x) for x in _mask_arrays(mask, n_q, n_k)]
             row_results = *rows.values(), lowest, highest
-            queue.launch("row_sums", queue.tiles(n_q), q, k, scale, *marks, is_causal, *row_results)
+            queue.launch("row_sums", queue.tiles(n_q), q, k, scale, *mask_arrays, is_causal, *row_results)
             log_total, column_results = rows["log_total"], columns.values()
             queue.launch("column_sums", queue.tiles(n_k), q, k, log_total, scale, is_causal, *column_results)
             return AttentionSums(
@@ -92,7 +92,7 @@ class NumbaCuda:
         q, k, y = self.device.views(query=q, key=k, y=y)
         lse, work = self._row_data("lse", lse), working_dtype(q)
         with self.device.queue(q, k, y, lse) as queue:
-            out = queue.moved(np.zeros((len(k), y.shape[-1]), work))
+            out = queue.upload(np.zeros((len(k), y.shape[-1]), work))
             arrays = q, k, y, self._on_device(queue, lse, work)
             queue.launch("transposed", queue.tiles(len(k)), *arrays, work.type(scale), bool(is_causal), out)
         return out.owner
@@ -101,12 +101,12 @@ class NumbaCuda:
         q, k = self.device.views(query=q, key=k)
         log_caps, n_q, work = self._row_data("log_caps", log_caps), len(q), working_dtype(q)
         samples = np.asarray(samples, np.int64)
-        query_blocks, key_blocks, dense = _marks(mask, n_q, len(k))
+        query_blocks, key_blocks, dense = _mask_arrays(mask, n_q, len(k))
         with self.device.queue(q, k, log_caps) as queue:
-            marks = [queue.moved(x) for x in (query_blocks, key_blocks[:, samples], dense, samples)]
+            drawn = [queue.upload(x) for x in (query_blocks, key_blocks[:, samples], dense, samples)]
             caps = self._on_device(queue, log_caps, work)
             log_sums, n_capped = queue.empty((n_q,), work), queue.empty((n_q,), np.int64)
-            queue.launch("capped_rows", queue.tiles(n_q), q, k, work.type(scale), *marks, caps, log_sums, n_capped)
+            queue.launch("capped_rows", queue.tiles(n_q), q, k, work.type(scale), *drawn, caps, log_sums, n_capped)
         return log_sums.owner, n_capped.owner
 
     def _row_data(self, name: str, x) -> np.ndarray | DeviceArray:
@@ -115,17 +115,17 @@ class NumbaCuda:
 
     @staticmethod
     def _on_device(queue: Queue, x: np.ndarray | DeviceArray, dtype: np.dtype) -> DeviceArray:
-        """Row data where kernels find it; they round what is on the device already."""
-        return x if isinstance(x, DeviceArray) else queue.moved(x.astype(dtype))
+        """Row data on the device; what is there already is rounded by the kernels."""
+        return x if isinstance(x, DeviceArray) else queue.upload(x.astype(dtype))
 
 
 # --- Attention --------------------------------------------------------------------------------------------------------
 
 
-class RunningSoftmax:
+class SoftmaxLaunches:
     """The state of the queries of one head, on the device, and the launches that change it.
 
-    Compare `blocked_numpy.RunningSoftmax`; the state is described at the kernel `attend`.
+    What `blocked_numpy.RunningSoftmax` does on the host; the state is described at the kernel `attend`.
     """
 
     def __init__(self, queue: Queue, scale, n_q: int, d_v: int):
@@ -150,23 +150,24 @@ class RunningSoftmax:
     def _attend_rectangle(self, r: Rectangle, arrays):
         """Rules 3, 4 and 7: exact keys, then each view, then the sampled keys, every masked pair once.
 
-        The exact keys are view 0, as `kernels` explains; a sweep skips what the views before it have.
+        The exact keys, if there are any, are view 0, as `kernels` explains; a sweep skips the pairs of the views before
+        its own.
         """
-        query_blocks, key_blocks = _view_blocks(r)
-        every = np.arange(r.n_q)
+        query_blocks, key_blocks = r.block_numbers(exact_keys=True)
+        all_queries = np.arange(r.n_q)
 
-        def attend(queries, keys, tiles, **which):
+        def attend(queries, keys, tiles, **conditions):
             blocks = query_blocks[:, queries], key_blocks[:, keys]
-            self._attend(arrays, r.query_start + queries, r.key_start + keys, tiles, blocks, **which)
+            self._attend(arrays, r.query_start + queries, r.key_start + keys, tiles, blocks, **conditions)
 
-        attend(every, r.exact_keys, self._tiles(0, r.n_q, stop_key=r.exact_keys.size))
-        for u, view in enumerate(r.views, start=1):
+        attend(all_queries, r.exact_keys, self._tiles(0, r.n_q, stop_key=r.exact_keys.size))
+        for u, view in enumerate(r.views, start=len(query_blocks) - len(r.views)):
             block, tiles = query_blocks[u, view.query_order], self._tiles(0, r.n_q)
             tiles[:, 2] = view.key_offsets[block[tiles[:, 0]]]  # the keys from the block of its first query
             tiles[:, 3] = view.key_offsets[block[tiles[:, 1] - 1] + 1]  # to that of its last
             attend(view.query_order, view.key_order, tiles, view=u, earlier=u)
         tiles = self._tiles(0, r.n_q, stop_key=r.sampled_keys.size)
-        attend(every, r.sampled_keys, tiles, earlier=len(query_blocks), log_weights=r.log_weights)
+        attend(all_queries, r.sampled_keys, tiles, earlier=len(query_blocks), log_weights=r.log_weights)
 
     def _tiles(self, first: int, stop: int, *, first_key: int = 0, stop_key: int | None = None) -> np.ndarray:
         """Queries first .. stop in tiles, each with the keys first_key .. stop_key, by default up to its last query."""
@@ -186,25 +187,16 @@ class RunningSoftmax:
         if len(tiles):
             query_blocks, key_blocks = blocks or np.empty((2, 0, 0), np.int32)
             log_weights = np.asarray(log_weights, self.scale.dtype)
-            lists = [self.queue.moved(x) for x in (queries, keys, tiles, log_weights, query_blocks, key_blocks)]
-            which = view, earlier, is_causal
-            self.queue.launch("attend", len(tiles), *arrays, self.scale, *lists, *which, *self.state)
+            lists = [self.queue.upload(x) for x in (queries, keys, tiles, log_weights, query_blocks, key_blocks)]
+            conditions = view, earlier, is_causal
+            self.queue.launch("attend", len(tiles), *arrays, self.scale, *lists, *conditions, *self.state)
 
 
-def _view_blocks(r: Rectangle) -> tuple[np.ndarray, np.ndarray]:
-    """Block numbers (1 + n_views, n_q) and (1 + n_views, n_k); view 0 has all queries and the exact keys in block 0."""
-    exact = np.full(r.n_k, -1, np.int32)
-    exact[r.exact_keys] = 0
-    query_blocks = [np.zeros(r.n_q, np.int32), *(view.query_blocks() for view in r.views)]
-    return np.stack(query_blocks), np.stack([exact, *(view.key_blocks() for view in r.views)])
+def _mask_arrays(mask, n_q: int, n_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A mask as `row_sums` and `capped_rows` take it: block numbers of queries and of keys, and a dense boolean array.
 
-
-def _marks(mask, n_q: int, n_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What `row_sums` and `capped_rows` know a mask by: the block numbers of its views, and a dense boolean array.
-
-    One of the two is empty, or both.
+    For a Rectangle the dense array is empty, for a dense mask the block numbers are, and for None both.
     """
-    no_views, no_mask = (np.empty((0, n_q), np.int32), np.empty((0, n_k), np.int32)), np.empty((0, 0), bool)
-    if isinstance(mask, Rectangle):
-        return *_view_blocks(mask), no_mask
-    return *no_views, no_mask if mask is None else mask
+    rectangle = mask if isinstance(mask, Rectangle) else Rectangle(n_q, n_k)
+    dense = mask if isinstance(mask, np.ndarray) else np.empty((0, 0), bool)
+    return *rectangle.block_numbers(exact_keys=True), dense

@@ -1,16 +1,16 @@
 """The device of the backend `numba-cuda`: which arrays it takes, and a queue of work for them.
 
 All work of a call goes to one stream, the one in which the caller's library works, and no call waits for the device
-unless it must return a number. Memory dies with its Python object, perhaps before a kernel that uses it has run. Why
-that harms nothing:
+unless it must return a number. Memory is freed with its Python object, perhaps before a kernel that uses it has run.
+This is safe:
 
-- Scratch memory is of the caller's library, as the results are. PyTorch and CuPy give memory that was freed in a stream
-  to later work in the same stream only, which starts when our kernels have ended. Numba's own memory is freed by
+- Scratch memory comes from the caller's library, as the results do. PyTorch and CuPy reuse memory that was freed in a
+  stream only for later work in the same stream, which starts after our kernels. Numba's own memory is freed by
   cuMemFree, which waits for the device.
 - The driver may read a host array after the call that copies it has returned. The queue keeps such arrays until an
-  event, recorded behind the last kernel, has passed.
-- Libraries that do not say in which stream they work, and several libraries in one call, are waited for before the
-  first kernel and after the last one: by then their arrays may be changed, or freed.
+  event, recorded after the last kernel, has passed.
+- For libraries that do not say in which stream they work, and for several libraries in one call, the device is
+  synchronised before the first kernel and after the last one; afterwards the caller may change or free the arrays.
 """
 
 from __future__ import annotations
@@ -93,20 +93,20 @@ class NumbaDevice:
 
     @contextmanager
     def queue(self, *arrays) -> Iterator[Queue]:
-        """Where work for these arrays goes, host arrays aside; the first one tells of which library new ones are."""
+        """The queue for work on these arrays; host arrays are ignored. New arrays are of the first one's library."""
         from numba import cuda
 
-        given = [x for x in arrays if isinstance(x, DeviceArray)]
-        _require_current(given)
-        libraries = {library_of(x.owner) for x in given}
-        are_strangers = len(libraries) > 1 or bool(libraries - LIBRARIES.keys())
-        pointer = current_stream(given[0]) if given else None
+        on_device = [x for x in arrays if isinstance(x, DeviceArray)]
+        _require_current(on_device)
+        libraries = {library_of(x.owner) for x in on_device}
+        needs_barrier = len(libraries) > 1 or bool(libraries - LIBRARIES.keys())
+        pointer = current_stream(on_device[0]) if on_device else None
         stream = 0 if pointer is None else cuda.external_stream(pointer or LEGACY_STREAM)
         while self._in_flight and self._in_flight[0][0].query():
             self._in_flight.popleft()
-        if are_strangers:
+        if needs_barrier:
             cuda.synchronize()
-        queue = Queue(self.kernels, stream, given[0] if given else None)
+        queue = Queue(self.kernels, stream, on_device[0] if on_device else None)
         try:
             yield queue
         finally:
@@ -114,7 +114,7 @@ class NumbaDevice:
                 event = cuda.event()
                 event.record(stream)
                 self._in_flight.append((event, queue.copied))
-        if are_strangers:
+        if needs_barrier:
             cuda.synchronize()
 
 
@@ -142,21 +142,21 @@ class Queue:
             return new_array(shape, dtype, self.like, otherwise="numba")
         return LIBRARIES["numba"].view(LIBRARIES["numba"].empty(shape, dtype, None))
 
-    def moved(self, x) -> DeviceArray:
+    def upload(self, x) -> DeviceArray:
         """A contiguous copy of a host array."""
-        x = np.array(x, order="C")  # one of our own, which nobody changes while the driver reads it
-        there = self.empty(x.shape, x.dtype)
+        x = np.array(x, order="C")  # a private copy, which does not change while the driver reads it
+        copy = self.empty(x.shape, x.dtype)
         if x.size:
-            _numba_array(there).copy_to_device(x, stream=self.stream)
+            _numba_array(copy).copy_to_device(x, stream=self.stream)
             self.copied.append(x)
-        return there
+        return copy
 
     def download(self, x: DeviceArray) -> np.ndarray:
-        """A copy on the host of a contiguous array, when it is there."""
-        found = _numba_array(x).copy_to_host(stream=self.stream)
+        """A copy on the host of a contiguous array; waits for the stream."""
+        copy = _numba_array(x).copy_to_host(stream=self.stream)
         if self.stream:
             self.stream.synchronize()
-        return found
+        return copy
 
     def tiles(self, n: int) -> int:
         """How many tiles cover n rows."""
@@ -167,18 +167,18 @@ class Queue:
         threads = self.kernels.TILE, self.kernels.TILE
         args = tuple(_numba_array(x) if isinstance(x, DeviceArray) else x for x in args)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Grid size")  # few tiles are no mistake, only few rows
+            warnings.filterwarnings("ignore", "Grid size")  # a small grid is right for few rows
             getattr(self.kernels, name)[n_blocks, threads, self.stream](*args)
 
 
 def _numba_array(x: DeviceArray):
-    """What kernels get; made from the pointer, because Numba's own indexing gives empty arrays where a stride is 0."""
+    """The array as kernels take it; made from the pointer, because Numba's indexing fails where a stride is 0."""
     from numba import cuda
 
-    described = x.__cuda_array_interface__
-    if x.is_contiguous or x.size == 0:  # without strides, of which libraries have their own for axes of length 0 or 1
-        described["strides"] = None  # and for each of which Numba would compile the kernels again
-    return cuda.from_cuda_array_interface(described, owner=x.owner)
+    interface = x.__cuda_array_interface__
+    if x.is_contiguous or x.size == 0:  # libraries differ in the strides of axes of length 0 or 1, and Numba would
+        interface["strides"] = None  # compile the kernels again for each
+    return cuda.from_cuda_array_interface(interface, owner=x.owner)
 
 
 def _require_current(arrays: list[DeviceArray]) -> None:

@@ -15,19 +15,20 @@ sum over the draws of min(exp(logits), cap)         | `capped_rows`
 hamming_sorted_lsh                                  | `hash_rows`
 max |x|; x.astype(...), x[rows], x - center         | `largest`; `convert`
 
-Three habits keep the kernels short.
+Three conventions keep the kernels short.
 
 - The largest logit of a query that has met no key is -inf, the neutral element of a maximum, exactly as in the
   reference. Before it is subtracted it is replaced by 0, so that -inf - (-inf) never arises.
-- The exact keys of a rectangle are one more view: all queries and the exact keys are block 0, the other keys are in no
-  block (-1). A pair is in the mask M exactly if some view gives both the same block number.
+- The exact keys of a rectangle, if there are any, are one more view, the first: all queries and the exact keys are in
+  block 0, the other keys in no block (-1). A pair is in the mask M exactly if some view gives both the same block
+  number.
 - Row -1 stands for no row: a thread beyond the last query or key takes part in every barrier, with zeros.
 
 The type of the arithmetic is that of the sums (float32, or float64 for float64 inputs); a Python literal in it would
 turn float32 into float64, hence `real(0)`. Indices have 64 bits.
 """
 
-# For mypy the numbers of CUDA threads are functions, which Numba replaces when it compiles.
+# mypy takes threadIdx and blockIdx for functions; Numba replaces them when it compiles.
 # mypy: ignore-errors
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ PITCH = TILE + 1
 def dot(a, row, b, other, a_tile, b_tile):
     """The product of two rows for the pair of this thread: row y of the tile of a with row x of the tile of b.
 
-    Thread (x, y) brings an entry of row y of both tiles into shared memory, from a[row] and b[other]; the row of b that
-    it multiplies with was brought by other threads. Rows are cut into slabs of TILE coordinates, so that shared memory
+    Thread (x, y) loads an entry of row y of both tiles into shared memory, from a[row] and b[other]; the row of b that
+    it multiplies with was loaded by other threads. Rows are cut into slabs of TILE coordinates, so that shared memory
     does not limit d; what lies beyond the last coordinate, or belongs to no row, is zero.
     """
     x, y = cuda.threadIdx.x, cuda.threadIdx.y
@@ -70,10 +71,10 @@ def dot(a, row, b, other, a_tile, b_tile):
 @cuda.jit(device=True)
 def is_marked(p, s, query_blocks, key_blocks, n_views):
     """Whether one of the first n_views views has query number p and key number s in one block."""
-    found = False
+    marked = False
     for view in range(n_views):
-        found |= query_blocks[view, p] == key_blocks[view, s]
-    return found
+        marked |= query_blocks[view, p] == key_blocks[view, s]
+    return marked
 
 
 @cuda.jit(device=True)
@@ -196,8 +197,8 @@ def attend(
     for tile in range(first_key, stop_key, TILE):
         s = tile + x
         j = keys[s] if s < stop_key else -1  # the key of this thread's pair
-        brought = keys[tile + y] if tile + y < stop_key else -1  # the key that it loads
-        logit = scale * dot(q, i, k, brought, q_tile, kv_tile)
+        loaded = keys[tile + y] if tile + y < stop_key else -1  # the key that it loads
+        logit = scale * dot(q, i, k, loaded, q_tile, kv_tile)
         counts = i >= 0 and j >= 0 and not (is_causal and j > i)
         if counts and view >= 0:
             counts = query_blocks[view, p] == key_blocks[view, s]
@@ -220,7 +221,7 @@ def attend(
         for c in range(TILE):
             part += weights[y, c]
         denominator = decay * denominator + part
-        add_product(weights, v, brought, decay, sums, i, kv_tile)
+        add_product(weights, v, loaded, decay, sums, i, kv_tile)
     if i >= 0 and x == 0:
         top[i], total[i] = largest, denominator
 
@@ -263,8 +264,8 @@ def row_sums(
     smallest = real(math.inf)
     for tile in range(0, min(n_k, first + TILE) if is_causal else n_k, TILE):
         j = tile + x if tile + x < n_k else -1
-        brought = tile + y if tile + y < n_k else -1
-        logit = scale * dot(q, i, k, brought, a_tile, b_tile)
+        loaded = tile + y if tile + y < n_k else -1
+        logit = scale * dot(q, i, k, loaded, a_tile, b_tile)
         if i >= 0 and j >= 0 and not (is_causal and j > i):
             smallest = min(smallest, logit)
             top, total, spread = join(top, total, spread, logit, real(1), real(0))
@@ -297,8 +298,8 @@ def column_sums(q, k, lse, scale, is_causal, sums, squares):
     total, total_2 = real(0), real(0)
     for tile in range(first if is_causal else 0, n_q, TILE):  # the queries before a causal key do not see it
         i = tile + x if tile + x < n_q else -1
-        brought = tile + y if tile + y < n_q else -1
-        logit = scale * dot(k, j, q, brought, k_tile, q_tile)
+        loaded = tile + y if tile + y < n_q else -1
+        logit = scale * dot(k, j, q, loaded, k_tile, q_tile)
         if i >= 0 and j >= 0 and not (is_causal and j > i):
             p = math.exp(logit - real(lse[i]))
             total += p
@@ -322,11 +323,11 @@ def transposed(q, k, y_rows, lse, scale, is_causal, out):
 
     for tile in range(first if is_causal else 0, n_q, TILE):
         i = tile + x if tile + x < n_q else -1
-        brought = tile + y if tile + y < n_q else -1
-        logit = scale * dot(k, j, q, brought, k_tile, q_tile)
+        loaded = tile + y if tile + y < n_q else -1
+        logit = scale * dot(k, j, q, loaded, k_tile, q_tile)
         counts = i >= 0 and j >= 0 and not (is_causal and j > i)
         weights[y, x] = math.exp(logit - real(lse[i])) if counts else real(0)
-        add_product(weights, y_rows, brought, real(1), out, j, q_tile)
+        add_product(weights, y_rows, loaded, real(1), out, j, q_tile)
 
 
 @cuda.jit
@@ -350,8 +351,8 @@ def capped_rows(q, k, scale, query_blocks, key_blocks, dense, samples, log_caps,
     for tile in range(0, m, TILE):
         s = tile + x
         j = samples[s] if s < m else -1
-        brought = samples[tile + y] if tile + y < m else -1
-        logit = scale * dot(q, i, k, brought, a_tile, b_tile)
+        loaded = samples[tile + y] if tile + y < m else -1
+        logit = scale * dot(q, i, k, loaded, a_tile, b_tile)
         if i >= 0 and j >= 0:
             marked = is_marked(i, s, query_blocks, key_blocks, query_blocks.shape[0])
             if not (marked or (dense.size > 0 and dense[i, j])):
@@ -392,19 +393,19 @@ def hash_rows(rows, planes, codes):
         codes[i] = code
 
 
-# --- Memory: what the library asks of arrays besides ------------------------------------------------------------------
+# --- Memory: what the library does with arrays itself -----------------------------------------------------------------
 
 
 @cuda.jit
-def largest(rows, found):
-    """found[block] = the largest |entry| of TILE x TILE rows; infinity if one of them is infinite or NaN.
+def largest(rows, maxima):
+    """maxima[block] = the largest |entry| of TILE x TILE rows; infinity if one of them is infinite or NaN.
 
-    Threads y take every TILE-th of these rows, threads x every TILE-th column. NaN would win or lose a maximum by where
-    it stands; it is not below infinity, and is taken for it.
+    Threads y take every TILE-th of these rows, threads x every TILE-th column. The maximum of a number and NaN depends
+    on their order, so NaN is replaced by infinity.
     """
     x, y = cuda.threadIdx.x, cuda.threadIdx.y
-    real = found.dtype.type
-    tile = cuda.shared.array((TILE, PITCH), found.dtype)
+    real = maxima.dtype.type
+    tile = cuda.shared.array((TILE, PITCH), maxima.dtype)
     first = cuda.blockIdx.x * TILE * TILE
 
     top = real(0)
@@ -418,7 +419,7 @@ def largest(rows, found):
         for r in range(TILE):
             for c in range(TILE):
                 top = max(top, tile[r, c])
-        found[cuda.blockIdx.x] = top
+        maxima[cuda.blockIdx.x] = top
 
 
 @cuda.jit

@@ -35,10 +35,10 @@ class NumbaMemory:
 
     def _largest(self, queue: Queue, x: DeviceArray) -> DeviceArray:
         n_blocks = queue.tiles(queue.tiles(x.shape[-2]))
-        found = queue.empty((*x.shape[:-2], n_blocks), working_dtype(x))
+        maxima = queue.empty((*x.shape[:-2], n_blocks), working_dtype(x))
         for index in np.ndindex(x.shape[:-2]):
-            queue.launch("largest", n_blocks, x[index], found[index])
-        return found
+            queue.launch("largest", n_blocks, x[index], maxima[index])
+        return maxima
 
     def copy(self, x, dtype, *, rows=None):
         if rows is None and x.dtype == dtype:
@@ -51,11 +51,11 @@ class NumbaMemory:
         *lead, n, d = x.shape
         n_rows = n if rows is None else len(rows)
         result = queue.empty((*lead, n_rows, d), dtype)
-        chosen = queue.moved(np.empty(0, np.int64) if rows is None else np.asarray(rows, np.int64))
+        row_numbers = queue.upload(np.empty(0, np.int64) if rows is None else np.asarray(rows, np.int64))
         if center is None:
             center = queue.empty((0,), working_dtype(result))
         for index in np.ndindex(*lead):
-            queue.launch("convert", queue.tiles(n_rows), x[index], chosen, center, result[index])
+            queue.launch("convert", queue.tiles(n_rows), x[index], row_numbers, center, result[index])
         return result
 
     def centred(self, x):
@@ -65,8 +65,8 @@ class NumbaMemory:
     def _mean(self, queue: Queue, x: DeviceArray) -> DeviceArray:
         """(d,) the mean of the rows: P^T y of flat attention to a single key, P_i1 = e^(0 - ln n), y the rows."""
         (n, d), work = x.shape, working_dtype(x)
-        mean, zero = queue.moved(np.zeros((1, d), work)), queue.moved(np.zeros((1, 1), work))
-        flat, log_n = zero.broadcast_to((n, 1)), queue.moved(np.full(1, math.log(n), work)).broadcast_to((n,))
+        mean, zero = queue.upload(np.zeros((1, d), work)), queue.upload(np.zeros((1, 1), work))
+        flat, log_n = zero.broadcast_to((n, 1)), queue.upload(np.full(1, math.log(n), work)).broadcast_to((n,))
         queue.launch("transposed", 1, flat, zero, x, log_n, work.type(1), False, mean)
         return mean[0]
 
@@ -80,6 +80,6 @@ class NumbaMemory:
     def from_host(self, x, like=None):
         memory, offset = strided_bytes(x)
         with self.device.queue(*[] if like is None else [like]) as queue:
-            there = queue.moved(memory)
+            copy = queue.upload(memory)
         strides = tuple(stride // x.itemsize for stride in x.strides)
-        return replace(there, pointer=there.pointer + offset, dtype=x.dtype.name, shape=x.shape, strides=strides)
+        return replace(copy, pointer=copy.pointer + offset, dtype=x.dtype.name, shape=x.shape, strides=strides)

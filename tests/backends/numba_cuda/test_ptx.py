@@ -47,19 +47,19 @@ class Recorder(Queue):
     def empty(self, shape, dtype):
         return on_device(np.zeros(shape, dtype))
 
-    def moved(self, x):
+    def upload(self, x):
         return on_device(np.ascontiguousarray(x))
 
     def download(self, x):
         return host_array(x)
 
     def launch(self, name, n_blocks, *args):
-        types_given = tuple(typeof(host_array(x) if isinstance(x, DeviceArray) else x) for x in args)
-        self.signatures.setdefault(name, types_given)
+        argument_types = tuple(typeof(host_array(x) if isinstance(x, DeviceArray) else x) for x in args)
+        self.signatures.setdefault(name, argument_types)
 
 
 class RecordingDevice(NumbaDevice):
-    """A device that is always there, and whose queues note what they are given."""
+    """A device that is always there, and whose queues record the types of arguments."""
 
     def __init__(self):
         super().__init__()
