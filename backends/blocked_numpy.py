@@ -1,7 +1,7 @@
-"""The NumPy backend: blocked, never n x n, memory O(n d) plus one tile of logits.
+"""The NumPy backend: blocked, memory O(n d) plus one tile of logits.
 
-It computes in the dtype of the inputs (float32 for float16). Every exact block, sampled key and causal leaf passes
-through one routine, `RunningSoftmax.tiles`, and is folded one tile of keys at a time into the state of its queries.
+It computes in the dtype of the inputs (float32 for float16). Exact blocks, sampled keys and causal leaves all use one
+routine, `RunningSoftmax.tiles`: the keys are folded tile by tile into the state of their queries.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class BlockedNumpy:
         marked = _marked_rows(mask)
         for panel in _tiles(n_q, max(1, PANEL_BYTES // (n_k * work.itemsize))):
             r = np.arange(n_q)[panel]
-            m = r[-1] + 1 if is_causal else n_k  # keys that some row of the panel meets
+            m = r[-1] + 1 if is_causal else n_k  # keys that some query of the panel meets
             hidden = np.arange(m) > r[:, None] if is_causal else np.zeros((1, m), dtype=bool)
             logits = q[panel] @ k[:m].T
             logit_min = min(logit_min, np.where(hidden, np.inf, logits).min() if is_causal else logits.min())
@@ -109,7 +109,7 @@ class BlockedNumpy:
         for rows, keys, logits in softmax.tiles(np.arange(len(q)), samples, excluded=_marked_pairs(mask)):
             caps = log_caps[rows, None]
             n_capped[rows] += (logits > caps).sum(axis=1)  # an excluded pair has the logit -inf, above no cap
-            softmax._fold(rows, np.minimum(logits, caps, out=logits), softmax.v[keys])
+            softmax.fold(rows, np.minimum(logits, caps, out=logits), softmax.v[keys])
         _, log_sums = softmax.finish()
         return log_sums, n_capped
 
@@ -130,32 +130,29 @@ def exact_head(q, k, v, scale, is_causal):
 def rectangle_attention(q, k, v, rectangle, scale):
     """Rules 3, 4 and 7 of the Plan: exact keys, then each view, then the sampled keys, every masked pair once."""
     softmax = RunningSoftmax(q, k, v, scale)
-    every = np.arange(len(q))
-    softmax.attend(every, rectangle.exact_keys)
-    for u, view in enumerate(rectangle.views):
-        earlier = covered(rectangle, rectangle.views[:u])
+    all_queries = np.arange(len(q))
+    softmax.attend(all_queries, rectangle.exact_keys)
+    query_blocks, key_blocks = rectangle.block_numbers(exact_keys=True)
+    for u, view in enumerate(rectangle.views, start=len(query_blocks) - len(rectangle.views)):
+        earlier = in_one_block(query_blocks[:u], key_blocks[:u])
         for block in range(view.n_blocks):
             rows, keys = view.block(block)
             softmax.attend(rows, keys, excluded=earlier)
-    excluded = covered(rectangle, rectangle.views)
-    softmax.attend(every, rectangle.sampled_keys, rectangle.log_weights, excluded)
+    masked = in_one_block(query_blocks, key_blocks)
+    softmax.attend(all_queries, rectangle.sampled_keys, rectangle.log_weights, masked)
     return softmax.finish()
 
 
-def covered(rectangle, views):
-    """A function (rows, keys) -> the tile of pairs that the exact keys or one of these views hold; None if none can."""
-    if not views and not rectangle.exact_keys.size:
-        return None
-    is_exact = np.zeros(rectangle.n_k, dtype=bool)
-    is_exact[rectangle.exact_keys] = True
+def in_one_block(query_blocks, key_blocks):
+    """A function (rows, keys) -> the boolean tile of pairs that some view has in one block; None if there is no view.
+
+    Each view is a row of block numbers, as `Rectangle.block_numbers` gives them.
+    """
 
     def pairs(rows, keys):
-        mask = np.broadcast_to(is_exact[keys], (len(rows), len(keys))).copy()
-        for view in views:
-            mask |= view.query_blocks()[rows, None] == view.key_blocks()[keys]
-        return mask
+        return (query_blocks[:, rows, None] == key_blocks[:, None, keys]).any(axis=0)
 
-    return pairs
+    return pairs if len(query_blocks) else None
 
 
 class RunningSoftmax:
@@ -171,7 +168,7 @@ class RunningSoftmax:
     def attend(self, rows, keys, log_weights=None, excluded=None):
         """Fold the logits of `rows` x `keys`, plus the log-weight of each key, into the state."""
         for r, s, logits in self.tiles(rows, keys, log_weights, excluded):
-            self._fold(r, logits, self.v[s])
+            self.fold(r, logits, self.v[s])
 
     def tiles(self, rows, keys, log_weights=None, excluded=None):
         """Yield (rows, keys, logits) tile by tile.
@@ -190,7 +187,8 @@ class RunningSoftmax:
                     logits[excluded(r, s)] = -np.inf
                 yield r, s, logits
 
-    def _fold(self, rows, logits, v):
+    def fold(self, rows, logits, v):
+        """Fold the logits of some queries, which are overwritten, and the values `v` of their keys into the state."""
         top = np.maximum(self.top[rows], logits.max(axis=1))
         base = np.where(np.isneginf(top), 0, top).astype(top.dtype, copy=False)
         logits -= base[:, None]
@@ -212,7 +210,7 @@ def _marked_pairs(mask):
     """A function (rows, keys) -> the boolean tile of marked pairs; None if nothing is marked."""
     if isinstance(mask, np.ndarray):
         return lambda rows, keys: mask[rows[:, None], keys]
-    return mask and covered(mask, mask.views)
+    return mask and in_one_block(*mask.block_numbers(exact_keys=True))
 
 
 def _marked_rows(mask):
@@ -223,7 +221,7 @@ def _marked_rows(mask):
 def _log_sums(weights, counted, q, k, top):
     """log of the row sums of weights = exp(q k^T - top) over the counted pairs; -inf where there is none.
 
-    Overwrites `weights`. A row in which all that counts underflows, or nearly so, is summed again from its largest.
+    Overwrites `weights`. A row whose counted weights underflow, or nearly so, is summed again relative to its largest.
     """
     weights *= counted
     total = weights.sum(axis=1)

@@ -341,13 +341,13 @@ def test_lists_of_numbers_are_arrays():
 def logits_evaluated(n, is_causal, monkeypatch):
     """How many logits the NumPy backend computes for b = m = 16, counted, not timed."""
     counted = []
-    fold = blocked_numpy.RunningSoftmax._fold
+    fold = blocked_numpy.RunningSoftmax.fold
 
     def counting(self, rows, logits, v):
         counted.append(logits.size)
         fold(self, rows, logits, v)
 
-    monkeypatch.setattr(blocked_numpy.RunningSoftmax, "_fold", counting)
+    monkeypatch.setattr(blocked_numpy.RunningSoftmax, "fold", counting)
     q, k, v = problem(n, n, d=2, d_v=1, dtype=np.float32)
     sizes = {"block_size": 16, "sample_size": 16, "min_seq_len": 16}
     hyper_attention(q, k, v, is_causal=is_causal, **sizes, rng=0, backend="numpy")

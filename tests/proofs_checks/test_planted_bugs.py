@@ -290,15 +290,25 @@ PLANTED = {
 SOFTMAX = blocked_numpy.RunningSoftmax
 ARITHMETIC = {
     # bug: (owner, function, sound source, planted source)
-    "running sums not rescaled": (SOFTMAX, "_fold", "* decay[:, None]", ""),
-    "running total not rescaled": (SOFTMAX, "_fold", "self.total[rows] * decay", "self.total[rows]"),
+    "running sums not rescaled": (SOFTMAX, "fold", "* decay[:, None]", ""),
+    "running total not rescaled": (SOFTMAX, "fold", "self.total[rows] * decay", "self.total[rows]"),
     "log-weights dropped": (SOFTMAX, "tiles", "if log_weights is not None", "if False"),
     "excluded pairs kept": (SOFTMAX, "tiles", "if excluded is not None", "if False"),
     "causal diagonal excluded": (blocked_numpy, "exact_head", "keys > rows[:, None]", "keys >= rows[:, None]"),
     "causal tile cut one key early": (blocked_numpy, "exact_head", "keys[: rows[-1] + 1]", "keys[: rows[-1]]"),
-    "exact keys forgotten": (blocked_numpy, "rectangle_attention", "attend(every, rectangle.exact_keys)", "finish()"),
-    "earlier views not excluded": (blocked_numpy, "rectangle_attention", "rectangle.views[:u])", "[])"),
-    "own block counted again": (blocked_numpy, "rectangle_attention", "covered(rectangle, rectangle.views)", "None"),
+    "exact keys forgotten": (
+        blocked_numpy,
+        "rectangle_attention",
+        "attend(all_queries, rectangle.exact_keys)",
+        "finish()",
+    ),
+    "earlier views not excluded": (
+        blocked_numpy,
+        "rectangle_attention",
+        "query_blocks[:u], key_blocks[:u]",
+        "query_blocks[: -len(rectangle.views)], key_blocks[: -len(rectangle.views)]",
+    ),
+    "own block counted again": (blocked_numpy, "rectangle_attention", "in_one_block(query_blocks, key_blocks)", "None"),
     "capped draws counted per tile only": (
         blocked_numpy.BlockedNumpy,
         "capped_sums",
