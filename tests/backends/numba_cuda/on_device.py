@@ -16,17 +16,16 @@ from hypothesis import strategies as st
 from numba import config, cuda
 
 import hyperattention_ref as hr
-from hyperattention_ref.backends.conformance import _check_arithmetic, _check_codes, check_backend, strategies
-from hyperattention_ref.backends.conformance.strategies import (
-    LAYOUTS,
+from hyperattention_ref.backends.conformance import attention_inputs, check_backend, strategies
+from hyperattention_ref.backends.conformance.examples import (
     AttentionInputs,
     CappedInputs,
     HashInputs,
     SumsInputs,
     TransposedInputs,
-    _lay_out,
-    attention_inputs,
 )
+from hyperattention_ref.backends.conformance.strategies import LAYOUTS, _lay_out
+from hyperattention_ref.backends.conformance.suite import _check_arithmetic, _check_codes
 from hyperattention_ref.backends.numba_cuda import kernels as sound_kernels
 from hyperattention_ref.backends.numba_cuda.backend import NumbaCuda
 from hyperattention_ref.backends.numba_cuda.device import NumbaDevice
@@ -63,7 +62,7 @@ def launcher(kernels=sound_kernels) -> NumbaCuda:
     return NumbaCuda(Launching(kernels))
 
 
-def there(*arrays: np.ndarray):
+def on_device(*arrays: np.ndarray):
     """Views of copies on the device, with the strides of these arrays."""
     return [launcher().memory.from_host(x) for x in arrays]
 
@@ -121,7 +120,7 @@ def planned(rectangle: Rectangle) -> Plan:
 def test_strides_change_no_bit(layout, dtype):
     views = [_lay_out(np.stack([x, x[::-1]]), layout) for x in rows(7, 7, dtype=dtype)]
     plain = [np.ascontiguousarray(x) for x in views]
-    got, needed = (launcher().exact_attention(*there(*x), scale=1, is_causal=True) for x in (views, plain))
+    got, needed = (launcher().exact_attention(*on_device(*x), scale=1, is_causal=True) for x in (views, plain))
     for x, y in zip(home(*got), home(*needed), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -133,21 +132,21 @@ def test_a_head_gets_the_same_bits_alone_and_among_others(example):
     q, k, v = (x[head] for x in example.arrays.values())
     heads = example.plan.heads[0], example.plan.heads[-1]
     both = [np.stack([x, x]) for x in (q, k, v)]
-    together = home(*launcher().planned_attention(*there(*both), Plan((2,), heads), scale=example.scale))
+    together = home(*launcher().planned_attention(*on_device(*both), Plan((2,), heads), scale=example.scale))
     for h, head_plan in enumerate(heads):
-        alone = launcher().planned_attention(*there(q, k, v), Plan((), (head_plan,)), scale=example.scale)
+        alone = launcher().planned_attention(*on_device(q, k, v), Plan((), (head_plan,)), scale=example.scale)
         for x, y in zip(home(*alone), together, strict=True):
             np.testing.assert_array_equal(x, y[h])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_logits_may_be_as_large_as_the_door_lets_pass(dtype):
+def test_logits_may_be_as_large_as_the_input_checks_admit(dtype):
     q, k, v = rows(dtype=dtype)
     scale = 2.0 ** (np.finfo(dtype).maxexp - 2 - 3)  # a power of two, and signs: every logit is exact
     arrays = np.sign(q), np.sign(k), v
     with np.errstate(all="raise", under="ignore"):
-        out, lse = home(*launcher().planned_attention(*there(*arrays), planned(crowded()), scale=scale))
-        sums = launcher().attention_sums(*there(*arrays[:2]), crowded(), scale=scale, is_causal=False)
+        out, lse = home(*launcher().planned_attention(*on_device(*arrays), planned(crowded()), scale=scale))
+        sums = launcher().attention_sums(*on_device(*arrays[:2]), crowded(), scale=scale, is_causal=False)
     needed_out, needed_lse = Reference().planned_attention(*arrays, planned(crowded()), scale=scale)
     np.testing.assert_allclose(out, needed_out, rtol=0, atol=1e-5)
     np.testing.assert_allclose(lse, needed_lse, rtol=1e-5)
@@ -213,14 +212,14 @@ def agree(found, needed, tolerance):
 
 
 @pytest.mark.parametrize("entry", [np.nan, np.inf, -np.inf])
-def test_the_door_sees_what_is_not_finite(entry):
+def test_entries_that_are_not_finite_are_refused(entry):
     q, k, v = rows()
     k[-1, -1] = entry
     with pytest.raises(ValueError, match="key has non-finite entries"):
         hr.exact_attention(*map(cuda.to_device, (q, k, v)), backend=launcher())
 
 
-def test_the_door_refuses_logits_that_overflow():
+def test_logits_that_overflow_are_refused():
     q, k, v = rows()
     with pytest.raises(ValueError, match="logits may overflow float32"):
         hr.exact_attention(*map(cuda.to_device, (1e30 * q, 1e30 * k, v)), backend=launcher())
@@ -228,7 +227,7 @@ def test_the_door_refuses_logits_that_overflow():
 
 def test_the_mean_of_huge_rows_is_finite():
     x = 1e30 * rows()[0]
-    (centred,) = home(launcher().memory.centred(*there(x)))
+    (centred,) = home(launcher().memory.centred(*on_device(x)))
     np.testing.assert_allclose(centred, x - x.mean(axis=0), atol=1e25)
 
 
@@ -327,7 +326,7 @@ def attention(arrays, kernels=sound_kernels):
 def test_work_and_results_are_those_of_the_callers_library(name, stream, numba_name, monkeypatch, log):
     monkeypatch.setattr(Library, "stream", stream)
     monkeypatch.setitem(sys.modules, name, Library(name))
-    needed = home(*attention(there(*rows())))
+    needed = home(*attention(on_device(*rows())))
     log.clear()
     results = attention([sys.modules[name].array(x) for x in rows()], Watched(log))
     assert {kind for kind, _ in log} == {"launch", "copy"}
@@ -345,13 +344,13 @@ def test_numba_arrays_are_worked_on_in_the_default_stream(log):
 
 
 @in_the_simulator
-@pytest.mark.parametrize("strangers", [("jax",) * 3, ("torch", "numba", "numba"), ("torch", "cupy", "torch")])
-def test_strangers_are_waited_for_before_and_after(strangers, monkeypatch, log):
-    for name in {"torch", "cupy"} & set(strangers):
+@pytest.mark.parametrize("libraries", [("jax",) * 3, ("torch", "numba", "numba"), ("torch", "cupy", "torch")])
+def test_the_device_is_synchronised_for_foreign_libraries_before_and_after(libraries, monkeypatch, log):
+    for name in {"torch", "cupy"} & set(libraries):
         monkeypatch.setitem(sys.modules, name, Library(name))
-    array = {name: cuda.to_device if name == "numba" else Library(name).array for name in strangers}
-    array |= {name: sys.modules[name].array for name in {"torch", "cupy"} & set(strangers)}
-    attention([array[name](x) for name, x in zip(strangers, rows(), strict=True)], Watched(log))
+    array = {name: cuda.to_device if name == "numba" else Library(name).array for name in libraries}
+    array |= {name: sys.modules[name].array for name in {"torch", "cupy"} & set(libraries)}
+    attention([array[name](x) for name, x in zip(libraries, rows(), strict=True)], Watched(log))
     waits = [i for i, (kind, _) in enumerate(log) if kind == "wait"]
     assert waits == [0, len(log) - 1]
 
@@ -369,7 +368,7 @@ def test_host_arrays_live_until_they_have_been_read(monkeypatch):
         np.copyto(self._ary, x)
 
     monkeypatch.setattr(cuda, "event", Event)
-    backend, arrays = launcher(), there(*rows())
+    backend, arrays = launcher(), on_device(*rows())
     monkeypatch.setattr(simulator.FakeCUDAArray, "copy_to_device", copy_to_device)
     for _ in range(2):
         backend.planned_attention(*arrays, planned(crowded()), scale=0.5)
@@ -414,13 +413,13 @@ def check_largest(backend, x):
         for entry in (-9, np.nan, np.inf):
             marked = x.copy()
             marked[place] = entry
-            (found,) = backend.memory.largest({"x": there(marked)[0]})()
+            (found,) = backend.memory.largest({"x": on_device(marked)[0]})()
             assert found == (9 if entry == -9 else np.inf), f"the largest of {entry} at {place} is {found}"
 
 
 def check_convert(backend, x):
     """Rows, layouts and columns come as NumPy has them; centred rows have the mean 0."""
-    memory, chosen, (view,) = backend.memory, np.array([7, 0, 7, 9]), there(x)
+    memory, chosen, (view,) = backend.memory, np.array([7, 0, 7, 9]), on_device(x)
     copied = memory.copy(view, "float64", rows=chosen)
     np.testing.assert_array_equal(memory.to_host(copied), x[chosen].astype(np.float64), "the rows")
     np.testing.assert_array_equal(memory.to_host(view[::-2, 1::2]), x[::-2, 1::2], "the view")

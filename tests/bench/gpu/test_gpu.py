@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import hyperattention_ref as hr
 from hyperattention_ref import cli
 from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
-from hyperattention_ref.backends.conformance import AttentionInputs
+from hyperattention_ref.backends.conformance.examples import AttentionInputs
 from hyperattention_ref.bench import check as checks
 from hyperattention_ref.bench import timing
 from hyperattention_ref.bench.cases import EXACT, LEAVES, PLANNED, SDPA, THEIRS, WHOLE, Heads

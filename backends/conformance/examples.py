@@ -1,0 +1,242 @@
+"""The arguments of each operation, as the conformance suite passes them, and what rounding allows of the results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hyperattention_ref.foundation.backend import Backend, each_head
+from hyperattention_ref.foundation.memory import Memory
+from hyperattention_ref.plan.block_mask import dense_mask
+from hyperattention_ref.plan.head_plan import Rectangle
+from hyperattention_ref.plan.plan import Plan
+from hyperattention_ref.plan.plan_file import KEY_ARRAYS
+
+from .error_bound import Rounding, capped_bounds, error_bounds, head_terms, sums_bounds, transposed_bounds
+
+
+class _Example:
+    """The arguments of one call of an operation.
+
+    Each class has `operation`, `arrays` (name -> array), `call(backend)` (name -> result) and, for arithmetic,
+    `bounds(expected, dtypes, random_walk)` (name -> elementwise bound), `expected` being the results of the reference.
+    A backend gets the arrays `in_memory` in its own memory; all others stay on the host.
+    """
+
+    in_memory: tuple[str, ...] = ("query", "key")
+
+    def copied_to(self, memory: Memory):
+        """The same arguments with the arrays in this memory, layouts kept."""
+        return replace(self, **{name: memory.from_host(getattr(self, name)) for name in self.in_memory})  # type: ignore
+
+    def _repr_pretty_(self, printer, cycle) -> None:  # what Hypothesis prints
+        printer.text(repr(self))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HashInputs(_Example):
+    """Arguments of `hash_codes`: x (..., n, d) and planes (r, d)."""
+
+    x: np.ndarray
+    planes: np.ndarray
+
+    operation, in_memory = "hash_codes", ("x",)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"x": self.x, "planes": self.planes}
+
+    def call(self, backend: Backend) -> dict:
+        """The codes."""
+        return {"codes": backend.hash_codes(self.x, self.planes)}
+
+    def decided(self) -> np.ndarray:
+        """(..., n) the rows in which no sign is within rounding of turning."""
+        x, planes, d = self.x.astype(np.float64), self.planes, self.planes.shape[1]
+        u, t, _ = Rounding.of(self.x.dtype)
+        size = 2 * (d + 3) * u * np.abs(x) @ np.abs(planes).T  # γ_{d+2} |x|ᵀ|w|, for the backend and the reference
+        lost = 4 * t * (d + np.abs(x).sum(axis=-1, keepdims=True)) * (1 + np.abs(planes).sum(axis=1))
+        return (np.abs(x @ planes.T) > size + lost).all(axis=-1) | ~x.any(axis=-1)  # a zero row is zero in any case
+
+    def __repr__(self) -> str:
+        return f"hash_codes({_describe(self.arrays)})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionInputs(_Example):
+    """Arguments of `exact_attention`, or of `planned_attention` if there is a plan.
+
+    Attributes
+    ----------
+    query, key, value : (..., n_q, d), (..., n_k, d) and (..., n_k, d_v), as a backend gets them.
+    scale : multiplies the logits.
+    is_causal : whether the attention, or the plan, is causal; then n_q == n_k.
+    plan : a Plan with one head for each head of the arrays, or None.
+    """
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    scale: float
+    is_causal: bool
+    plan: Plan | None = None
+
+    in_memory = ("query", "key", "value")
+
+    @property
+    def operation(self) -> str:
+        return "exact_attention" if self.plan is None else "planned_attention"
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"query": self.query, "key": self.key, "value": self.value}
+
+    def call(self, backend: Backend) -> dict:
+        """`out` and `lse`."""
+        q, k, v = self.query, self.key, self.value
+        if self.plan is None:
+            pair = backend.exact_attention(q, k, v, scale=self.scale, is_causal=self.is_causal)
+        else:
+            pair = backend.planned_attention(q, k, v, self.plan, scale=self.scale)
+        return dict(zip(("out", "lse"), pair, strict=True))
+
+    def bounds(self, expected, dtypes, *, random_walk: bool = False) -> dict[str, np.ndarray]:
+        """The bounds of `error_bounds`, for all heads."""
+        out, lse = expected["out"], expected["lse"]
+        bounds = {"out": np.empty(out.shape), "lse": np.empty(lse.shape)}
+        for index, head_plan, q, k, v in each_head(self.plan, self.query, self.key, self.value):
+            terms = head_terms(q, k, self.scale, is_causal=self.is_causal, head_plan=head_plan)
+            bounds["out"][index], bounds["lse"][index] = error_bounds(
+                terms, v, out[index], lse[index], self.query.dtype, dtypes["out"], random_walk=random_walk
+            )
+        return bounds
+
+    def __repr__(self) -> str:
+        last = f"is_causal={self.is_causal}" if self.plan is None else f"plan={_describe_plan(self.plan)}"
+        return f"{self.operation}({_describe(self.arrays)}, scale={self.scale:.6g}, {last})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SumsInputs(_Example):
+    """Arguments of `attention_sums`: one head, and a mask that is None, a Rectangle or a dense boolean array."""
+
+    query: np.ndarray
+    key: np.ndarray
+    mask: Rectangle | np.ndarray | None
+    scale: float
+    is_causal: bool
+
+    operation = "attention_sums"
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        masks = {"mask": self.mask} if isinstance(self.mask, np.ndarray) else {}
+        return {"query": self.query, "key": self.key} | masks
+
+    def call(self, backend: Backend) -> dict:
+        """The fields of AttentionSums."""
+        return vars(backend.attention_sums(self.query, self.key, self.mask, scale=self.scale, is_causal=self.is_causal))
+
+    def bounds(self, expected, dtypes, *, random_walk: bool = False) -> dict[str, np.ndarray]:
+        """The bounds of `sums_bounds`."""
+        terms = head_terms(self.query, self.key, self.scale, is_causal=self.is_causal)
+        marked = dense_mask(self.mask, len(self.query), len(self.key))
+        return sums_bounds(terms, marked, expected, self.query.dtype, random_walk=random_walk)
+
+    def __repr__(self) -> str:
+        mask = f", mask={_describe_rectangle(self.mask)}" if isinstance(self.mask, Rectangle) else ""
+        return f"attention_sums({_describe(self.arrays)}{mask}, scale={self.scale:.6g}, is_causal={self.is_causal})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TransposedInputs(_Example):
+    """Arguments of `transposed_attention`: one head, y (n_q, c) and the exact log-sum-exps (n_q,)."""
+
+    query: np.ndarray
+    key: np.ndarray
+    y: np.ndarray
+    lse: np.ndarray
+    scale: float
+    is_causal: bool
+
+    operation, in_memory = "transposed_attention", ("query", "key", "y")
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"query": self.query, "key": self.key, "y": self.y, "lse": self.lse}
+
+    def call(self, backend: Backend) -> dict:
+        """P^T y."""
+        return {
+            "product": backend.transposed_attention(*self.arrays.values(), scale=self.scale, is_causal=self.is_causal)
+        }
+
+    def bounds(self, expected, dtypes, *, random_walk: bool = False) -> dict[str, np.ndarray]:
+        """The bound of `transposed_bounds`."""
+        terms = head_terms(self.query, self.key, self.scale, is_causal=self.is_causal)
+        product, dtype = expected["product"], self.query.dtype
+        bound = transposed_bounds(terms, self.y, self.lse, product, dtype, dtypes["product"], random_walk=random_walk)
+        return {"product": bound}
+
+    def __repr__(self) -> str:
+        return f"transposed_attention({_describe(self.arrays)}, scale={self.scale:.6g}, is_causal={self.is_causal})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CappedInputs(_Example):
+    """Arguments of `capped_sums`: one head, a mask as in `SumsInputs`, samples (m,) and log_caps (n_q,)."""
+
+    query: np.ndarray
+    key: np.ndarray
+    mask: Rectangle | np.ndarray | None
+    samples: np.ndarray
+    log_caps: np.ndarray
+    scale: float
+
+    operation = "capped_sums"
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        masks = {"mask": self.mask} if isinstance(self.mask, np.ndarray) else {}
+        return {"query": self.query, "key": self.key, "samples": self.samples, "log_caps": self.log_caps} | masks
+
+    def call(self, backend: Backend) -> dict:
+        """`log_sums` and `n_capped`."""
+        q, k, mask, samples, log_caps = self.query, self.key, self.mask, self.samples, self.log_caps
+        results = backend.capped_sums(q, k, mask, samples, log_caps, scale=self.scale)
+        return dict(zip(("log_sums", "n_capped"), results, strict=True))
+
+    def bounds(self, expected, dtypes, *, random_walk: bool = False) -> dict[str, np.ndarray]:
+        """The bounds of `capped_bounds`."""
+        draws = head_terms(self.query, self.key[self.samples], self.scale)
+        marked = dense_mask(self.mask, len(self.query), len(self.key))[:, self.samples]
+        log_sums, dtype = expected["log_sums"], self.query.dtype
+        pair = capped_bounds(draws, marked, self.log_caps, log_sums, dtype, random_walk=random_walk)
+        return dict(zip(("log_sums", "n_capped"), pair, strict=True))
+
+    def __repr__(self) -> str:
+        mask = f", mask={_describe_rectangle(self.mask)}" if isinstance(self.mask, Rectangle) else ""
+        return f"capped_sums({_describe(self.arrays)}{mask}, scale={self.scale:.6g})"
+
+
+def _describe(arrays: dict[str, np.ndarray]) -> str:
+    """Dtype, shape and strides of arrays, and the entries where they are few."""
+    kinds = {name: f"{name}: {x.dtype} {x.shape} strides {x.strides}" for name, x in arrays.items()}
+    return ", ".join(f"{kinds[name]}{_entries(x)}" for name, x in arrays.items())
+
+
+def _describe_plan(plan: Plan) -> str:
+    """The first rectangles of the first head."""
+    rectangles = plan.heads[0].rectangles
+    return ", ".join([repr(plan), *map(_describe_rectangle, rectangles[:2]), *["..."] * (len(rectangles) > 2)])
+
+
+def _describe_rectangle(r: Rectangle) -> str:
+    kinds = [repr(view) + "".join(_entries(x) for x in (view.query_blocks(), view.key_blocks())) for view in r.views]
+    keys = [f"{getattr(r, name).size} {name}{_entries(getattr(r, name))}" for name in KEY_ARRAYS]
+    return f"rectangle {r.n_q} x {r.n_k} at ({r.query_start}, {r.key_start}) with {', '.join(kinds + keys)}"
+
+
+def _entries(x: np.ndarray) -> str:
+    return " = " + np.array2string(x, separator=", ").replace("\n", "") if x.size <= 12 else ""

@@ -1,0 +1,212 @@
+"""`check_backend`, which runs the conformance suite.
+
+It needs Hypothesis (`pip install 'hyperattention-ref[test]'`), which makes the inputs and the plans. Two gates judge
+the arithmetic, both against the float64 `reference` backend on the same plan, element by element:
+
+(A) the error stays within the bound that `error_bound` derives;
+(B) the error, in units of that bound, is at most four times the worst error of the `numpy` backend on the same arrays,
+    plus what roundings of random sign add up to. `numpy` and `reference` themselves are judged by (A) alone.
+
+For an empty sum the bound is 0: a query that meets no key gives (0, -inf) exactly. Further checks: hash codes are those
+of Definition 1 unless rounding may change a sign; the number of capped draws is right unless rounding may move a draw
+past its cap; shapes and dtypes are right; a second call gives the same bits; the inputs are unchanged; there is no
+RuntimeWarning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperattention_ref.foundation.backend import Backend
+from hyperattention_ref.foundation.memory import Memory, memory_of
+from hyperattention_ref.foundation.registry import select
+from hyperattention_ref.foundation.results import Result
+
+from ..blocked_numpy import BlockedNumpy
+from ..reference import Reference
+from .examples import AttentionInputs, CappedInputs
+from .strategies import attention_inputs, capped_inputs, hash_inputs, sums_inputs, transposed_inputs
+
+REFERENCE, NUMPY = Reference(), BlockedNumpy()
+MULTIPLE = 4
+"""Gate (B): how many times the error of the `numpy` backend is granted."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Conformance(Result):
+    """What `check_backend` returns for a backend that passed.
+
+    Attributes
+    ----------
+    backend : its name.
+    operations : the operations checked.
+    examples : how many examples were checked, all operations together.
+    worst_ratio : the largest error of any result, in units of the bound of gate (A).
+    """
+
+    backend: str
+    operations: tuple[str, ...]
+    examples: int
+    worst_ratio: float
+
+
+def check_backend(backend, *, max_examples: int = 100, seed: int = 0) -> Conformance:
+    """Judge a backend on arrays and plans that Hypothesis makes.
+
+    Parameters
+    ----------
+    backend : a name or an instance.
+    max_examples : examples for each operation.
+    seed : the same seed makes the same examples.
+
+    Returns
+    -------
+    Conformance. An AssertionError reports the first violation, reduced to a small example: the operation, the arrays,
+    the plan, the place, and the error against what is allowed.
+    """
+    backend = select(backend, None)
+    ratios: list[float] = []
+    operations = {  # the cheap ones first
+        "hash_codes": (hash_inputs(), _check_codes),
+        "capped_sums": (capped_inputs(), _check_arithmetic),
+        "exact_attention": (attention_inputs(), _check_arithmetic),
+        "planned_attention": (attention_inputs(planned=True), _check_arithmetic),
+        "attention_sums": (sums_inputs(), _check_arithmetic),
+        "transposed_attention": (transposed_inputs(), _check_arithmetic),
+    }
+    for examples, check in operations.values():
+        _for_all(examples, lambda example, check=check: ratios.append(check(backend, example)), max_examples, seed)
+    return Conformance(backend.name, tuple(operations), len(ratios), max(ratios))
+
+
+def _check_codes(backend: Backend, example) -> float:
+    """Equal codes in the rows that are decided."""
+    codes, expected = _run_twice(backend, example)["codes"], REFERENCE.hash_codes(example.x, example.planes)
+    _require(backend, example, codes.shape == expected.shape, f"codes have shape {codes.shape}, not {expected.shape}")
+    _require(backend, example, codes.dtype == np.int64, f"codes have dtype {codes.dtype}, not int64")
+    wrong = np.argwhere(example.decided() & (codes != expected))
+    if wrong.size:
+        at = tuple(wrong[0].tolist())
+        _require(backend, example, False, f"the code of row {at} is {codes[at]}, Definition 1 gives {expected[at]}")
+    return 0.0
+
+
+def _check_arithmetic(backend: Backend, example) -> float:
+    """Shapes, dtypes and both gates; the largest error in units of gate (A)."""
+    results = _run_twice(backend, example)
+    expected = {name: np.asarray(x) for name, x in example.call(REFERENCE).items()}
+    for name, x in expected.items():
+        _require(backend, example, results[name].shape == x.shape, f"{name} has shape {results[name].shape}")
+    _check_dtypes(backend, example, results)
+    dtypes = {name: x.dtype for name, x in results.items()}
+    bounds = example.bounds(expected, dtypes)
+    errors = {name: _distance(x, expected[name]) for name, x in results.items()}
+    _require_within(backend, example, results, expected, errors, bounds, "gate A, rounding analysis")
+    if backend.name not in (NUMPY.name, REFERENCE.name):
+        floors = example.bounds(expected, dtypes, random_walk=True)
+        usual = {name: _worst(_distance(x, expected[name]), bounds[name]) for name, x in example.call(NUMPY).items()}
+        allowed = {name: MULTIPLE * usual[name] * bound + floors[name] for name, bound in bounds.items()}
+        label = f"gate B, {MULTIPLE} times the error of the numpy backend"
+        _require_within(backend, example, results, expected, errors, allowed, label)
+    return max(_worst(error, bounds[name]) for name, error in errors.items())
+
+
+def _distance(x, y) -> np.ndarray:
+    """|x - y|, 0 for equal infinities."""
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    return np.abs(np.where(x == y, 0, x) - np.where(x == y, 0, y))
+
+
+def _worst(error: np.ndarray, bound: np.ndarray) -> float:
+    """The largest error in units of its bound; where the bound is 0 the error is, too."""
+    return float(np.max(error / np.where(bound > 0, bound, 1), initial=0))
+
+
+def _check_dtypes(backend: Backend, example, results) -> None:
+    """`out` has the dtype of the inputs, `lse` and `log_sums` the working type, or all float64; counts are int64."""
+    found = {name: x.dtype for name, x in results.items()}
+    dtype, work = example.query.dtype, np.promote_types(example.query.dtype, np.float32)
+    double, count = np.dtype(np.float64), np.dtype(np.int64)
+    needed: dict[str, np.dtype]
+    wide: dict[str, np.dtype]
+    if isinstance(example, AttentionInputs):
+        needed, wide = {"out": dtype, "lse": work}, {"out": double, "lse": double}
+    elif isinstance(example, CappedInputs):
+        needed, wide = {"log_sums": work, "n_capped": count}, {"log_sums": double, "n_capped": count}
+    else:  # sums over columns may be wider than sums over rows
+        return
+    _require(backend, example, found in (needed, wide), f"dtypes are {found}; they must be {needed}, or {wide}")
+
+
+def _require_within(backend, example, results, expected, errors, allowed, label: str) -> None:
+    for name, error in errors.items():
+        wrong = np.argwhere(~(error <= allowed[name]))  # written so that NaN is wrong
+        if wrong.size:
+            at = tuple(wrong[0].tolist())
+            message = (
+                f"{name}{list(at)} is {results[name][at]:.9g}, the reference has {expected[name][at]:.9g}: the error "
+                f"{error[at]:.3g} exceeds {np.asarray(allowed[name])[at]:.3g} ({label})"
+            )
+            _require(backend, example, False, message)
+
+
+def _run_twice(backend: Backend, example) -> dict[str, np.ndarray]:
+    """The results, after checking that a second call repeats them and that no input changed."""
+    memory = memory_of(backend)
+    copy = example.copied_to(memory)
+    before = _bytes(copy, memory)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            first, second = (_on_host(copy.call(backend), memory) for _ in range(2))
+    except Exception as error:
+        raise AssertionError(f"backend {backend.name!r} raised {error!r} in {example!r}") from error
+    for name, x in _bytes(copy, memory).items():
+        _require(backend, example, x == before[name], f"{name} was modified")
+    same = all(first[name].tobytes() == second[name].tobytes() for name in first)
+    _require(backend, example, same, "a second call gave other bits")
+    return first
+
+
+def _on_host(results: dict, memory: Memory) -> dict[str, np.ndarray]:
+    return {name: np.array(x if isinstance(x, float) else memory.to_host(x)) for name, x in results.items()}
+
+
+def _bytes(example, memory: Memory) -> dict[str, bytes]:
+    """What the arrays of an example hold, wherever they are."""
+    arrays = example.arrays.items()
+    return {name: (memory.to_host(x) if name in example.in_memory else x).tobytes() for name, x in arrays}
+
+
+def _require(backend: Backend, example, condition, message: str) -> None:
+    if not condition:
+        raise AssertionError(f"backend {backend.name!r} fails {example.operation}: {message}; in {example!r}")
+
+
+def _for_all(examples, check: Callable, max_examples: int, seed: int) -> None:
+    """Run `check` on examples; raise the AssertionError of the smallest one that fails."""
+    import hypothesis
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=max_examples,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        print_blob=False,
+        report_multiple_bugs=False,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+    )
+    @hypothesis.given(examples)
+    def every_example_passes(example):
+        check(example)
+
+    try:
+        every_example_passes()
+    except hypothesis.errors.Flaky as error:
+        raise AssertionError(f"an example failed once and passed when repeated: {error}") from error
