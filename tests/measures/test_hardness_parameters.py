@@ -7,7 +7,8 @@ import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hyperattention_ref
+import hyperattention_ref as hr
+from hyperattention_ref.measures import hardness_parameters
 from hyperattention_ref.measures.attention_matrix import attention_probabilities
 from hyperattention_ref.measures.hardness_parameters import hardness
 from hyperattention_ref.paper.row_rescaling import PILOT_SIZE
@@ -310,10 +311,70 @@ def test_a_bad_mask_or_rng_is_refused():
 
 def test_a_real_head_has_a_sink_that_decides_alpha():
     """Layer 3, head 6 of the sample encoder: alpha is 0.18 n^2, and the column that makes it is the first token."""
-    with np.load(Path(hyperattention_ref.__file__).parent / "data" / "minilm_heads.npz") as data:
+    with np.load(Path(hr.__file__).parent / "data" / "minilm_heads.npz") as data:
         at = list(zip(data["layer"], data["head"], strict=True)).index((3, 6))
         h = hardness(data["query"], data["key"], scale=float(data["scale"]), rng=0)
     assert h.alpha.shape == (6,)
     assert h.alpha[at] / 512**2 == pytest.approx(0.18, abs=0.005)
     assert h.heavy_columns[at, 0] == 0
     assert h.alpha_curve[at, 1] < h.alpha[at] / 50
+
+
+# --- from the sums of one pass over all logits ---------------------------------------------------------------------
+
+
+def test_perplexity_counts_the_keys_of_a_flat_row():
+    k = np.array([[0.0]] * 7 + [[-1e4]] * 5)
+    assert hr.hardness(np.ones((3, 1)), k, scale=1.0, rng=0).perplexity == pytest.approx([7, 7, 7])
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_streamed_norm_is_the_dense_one_and_its_residual_bounds_the_distance(monkeypatch, is_causal):
+    problem = hr.synthetic.gaussian(300, rng=0)
+    dense = hr.hardness(problem.query, problem.key, scale=1.0, is_causal=is_causal, rng=0)
+    monkeypatch.setattr(hardness_parameters, "DENSE_ENTRIES", 0)
+    streamed = hr.hardness(problem.query, problem.key, scale=1.0, is_causal=is_causal, rng=0)
+    assert streamed.op_norm == pytest.approx(dense.op_norm, rel=1e-12)
+    p = hr.attention_probabilities(problem.query, problem.key, scale=1.0, is_causal=is_causal)
+    squares = np.linalg.svd(p)[1] ** 2
+    slack = 1e-12 * squares[0]
+    assert np.abs(squares - streamed.op_norm**2).min() <= streamed.op_norm_residual + slack
+
+
+def test_without_the_norm_its_fields_are_none():
+    heads = np.random.default_rng(0).standard_normal((2, 3, 20, 4))
+    h = hr.hardness(*heads, op_norm=False, rng=0)
+    assert [h.op_norm, h.op_norm_residual, h.stable_rank] == [None] * 3
+    assert h.alpha.shape == (3,)
+
+
+def test_a_plan_masks_each_head_with_its_own_rectangle():
+    q, k = np.random.default_rng(0).standard_normal((2, 3, 60, 8))
+    plan = hr.make_plan(q, k, block_size=16, sample_size=4, rng=0)
+    together = hr.hardness(q, k, plan, rng=1)
+    for h, head_plan in enumerate(plan.heads):
+        alone = hr.hardness(q[h], k[h], head_plan.rectangles[0].toarray(), rng=1)
+        assert together.log_kappa[h] == pytest.approx(alone.log_kappa, rel=1e-13)
+
+
+def test_a_causal_plan_or_one_for_other_shapes_is_refused():
+    q, k = np.random.default_rng(0).standard_normal((2, 60, 8))
+    causal = hr.make_plan(q, k, is_causal=True, min_seq_len=16, block_size=8, sample_size=4, rng=0)
+    with pytest.raises(ValueError, match="the plan was made for is_causal"):
+        hr.hardness(q, k, causal)
+    with pytest.raises(ValueError, match="mask has shape"):
+        hr.hardness(q, k[:50], hr.sort_lsh(q, k, 8, rng=0))
+
+
+def test_causal_hardness_measures_the_rectangles_of_the_recursion():
+    q, k = np.random.default_rng(0).standard_normal((2, 101, 8))
+    parts = hr.causal_hardness(q, k, min_seq_len=30, rng=0)
+    assert list(parts) == list(hr.causal_tiling(101, 30)[1])
+    for (a, s, c), part in parts.items():
+        assert part.alpha == pytest.approx(hr.hardness(q[s:c], k[a:s], rng=0).alpha)
+    assert hr.causal_hardness(q, k, min_seq_len=101) == {}
+
+
+def test_overflow_is_told_by_the_largest_logit():
+    h = hr.hardness(np.ones((2, 1)), np.array([[12.0], [0.0]]), scale=1.0, rng=0)
+    assert h.overflows == {"float16": True, "bfloat16": False, "float32": False}

@@ -1,4 +1,4 @@
-"""The sums from one pass over all logits: panels against the dense reference, and the measures built on them."""
+"""The NumPy backend: its panels and tiles against the dense reference, what it computes, and what memory it takes."""
 
 import dataclasses
 import resource
@@ -6,12 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hyperattention_ref as hr
 from hyperattention_ref.backends import blocked_numpy, get_backend
-from hyperattention_ref.measures import hardness_parameters
+from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
+from hyperattention_ref.backends.conformance import plans
 
 NUMPY, REFERENCE = get_backend("numpy"), get_backend("reference")
 
@@ -77,63 +78,6 @@ def test_what_the_mask_leaves_is_summed_even_where_it_underflows_beside_the_rest
     assert sums.log_total[0] == 0
 
 
-def test_perplexity_counts_the_keys_of_a_flat_row():
-    k = np.array([[0.0]] * 7 + [[-1e4]] * 5)
-    assert hr.hardness(np.ones((3, 1)), k, scale=1.0, rng=0).perplexity == pytest.approx([7, 7, 7])
-
-
-@pytest.mark.parametrize("is_causal", [False, True])
-def test_streamed_norm_is_the_dense_one_and_its_residual_bounds_the_distance(monkeypatch, is_causal):
-    problem = hr.synthetic.gaussian(300, rng=0)
-    dense = hr.hardness(problem.query, problem.key, scale=1.0, is_causal=is_causal, rng=0)
-    monkeypatch.setattr(hardness_parameters, "DENSE_ENTRIES", 0)
-    streamed = hr.hardness(problem.query, problem.key, scale=1.0, is_causal=is_causal, rng=0)
-    assert streamed.op_norm == pytest.approx(dense.op_norm, rel=1e-12)
-    p = hr.attention_probabilities(problem.query, problem.key, scale=1.0, is_causal=is_causal)
-    squares = np.linalg.svd(p)[1] ** 2
-    slack = 1e-12 * squares[0]
-    assert np.abs(squares - streamed.op_norm**2).min() <= streamed.op_norm_residual + slack
-
-
-def test_without_the_norm_its_fields_are_none():
-    heads = np.random.default_rng(0).standard_normal((2, 3, 20, 4))
-    h = hr.hardness(*heads, op_norm=False, rng=0)
-    assert [h.op_norm, h.op_norm_residual, h.stable_rank] == [None] * 3
-    assert h.alpha.shape == (3,)
-
-
-def test_a_plan_masks_each_head_with_its_own_rectangle():
-    q, k = np.random.default_rng(0).standard_normal((2, 3, 60, 8))
-    plan = hr.make_plan(q, k, block_size=16, sample_size=4, rng=0)
-    together = hr.hardness(q, k, plan, rng=1)
-    for h, head_plan in enumerate(plan.heads):
-        alone = hr.hardness(q[h], k[h], head_plan.rectangles[0].toarray(), rng=1)
-        assert together.log_kappa[h] == pytest.approx(alone.log_kappa, rel=1e-13)
-
-
-def test_a_causal_plan_or_one_for_other_shapes_is_refused():
-    q, k = np.random.default_rng(0).standard_normal((2, 60, 8))
-    causal = hr.make_plan(q, k, is_causal=True, min_seq_len=16, block_size=8, sample_size=4, rng=0)
-    with pytest.raises(ValueError, match="the plan was made for is_causal"):
-        hr.hardness(q, k, causal)
-    with pytest.raises(ValueError, match="mask has shape"):
-        hr.hardness(q, k[:50], hr.sort_lsh(q, k, 8, rng=0))
-
-
-def test_causal_hardness_measures_the_rectangles_of_the_recursion():
-    q, k = np.random.default_rng(0).standard_normal((2, 101, 8))
-    parts = hr.causal_hardness(q, k, min_seq_len=30, rng=0)
-    assert list(parts) == list(hr.causal_tiling(101, 30)[1])
-    for (a, s, c), part in parts.items():
-        assert part.alpha == pytest.approx(hr.hardness(q[s:c], k[a:s], rng=0).alpha)
-    assert hr.causal_hardness(q, k, min_seq_len=101) == {}
-
-
-def test_overflow_is_told_by_the_largest_logit():
-    h = hr.hardness(np.ones((2, 1)), np.array([[12.0], [0.0]]), scale=1.0, rng=0)
-    assert h.overflows == {"float16": True, "bfloat16": False, "float32": False}
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 def test_131072_tokens_take_little_memory():
@@ -168,3 +112,43 @@ def test_panels_agree_with_dense_float64_on_every_family(family, n):
 def test_panels_agree_with_dense_float64_on_every_real_head(h, is_causal):
     head = hr.load_sample_heads()[h]
     agree(head.query, head.key, None, head.scale, is_causal)
+
+
+# --- what is computed -------------------------------------------------------------------------------------------------
+
+
+def count_logits(monkeypatch):
+    """Record the shape of every tile of logits that the NumPy backend evaluates."""
+    tiles = []
+    fold = blocked_numpy.RunningSoftmax.fold
+
+    def counting(self, rows, logits, v):
+        tiles.append(logits.shape)
+        fold(self, rows, logits, v)
+
+    monkeypatch.setattr(blocked_numpy.RunningSoftmax, "fold", counting)
+    return tiles
+
+
+@settings(max_examples=30)
+@given(plan=plans(shape=(), is_causal=False), data=st.data())
+def test_numpy_evaluates_the_logits_of_the_plan_and_no_other(plan, data):
+    q, k = np.ones((plan.n_q, 2)), np.ones((plan.n_k, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        tiles = count_logits(patch)
+        BlockedNumpy().planned_attention(q, k, k, plan, scale=1.0)
+    (rectangle,) = plan.heads[0].rectangles
+    assert sum(rows * keys for rows, keys in tiles) == rectangle.n_logits
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_numpy_tiles_stay_small_whatever_the_length(monkeypatch, is_causal):
+    q = np.ones((3000, 2), np.float32)
+    tiles = count_logits(monkeypatch)
+    BlockedNumpy().exact_attention(q, q, q, scale=1.0, is_causal=is_causal)
+    assert max(rows * keys for rows, keys in tiles) <= blocked_numpy.TILE_QUERIES * blocked_numpy.TILE_KEYS
+    evaluated = sum(rows * keys for rows, keys in tiles)
+    if is_causal:
+        assert evaluated <= 3000 * (3000 + blocked_numpy.TILE_QUERIES) / 2
+    else:
+        assert evaluated == 3000**2
