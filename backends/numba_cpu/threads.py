@@ -30,7 +30,7 @@ def pieces(n: int, *, multiple: int = 64, at_most: int | None = None) -> list[tu
 
 
 def run(kernel, work, **arguments) -> None:
-    """Call kernel(*piece, **arguments) for each piece of the work, on all threads; return when all are done."""
+    """Call `kernel(*piece, **arguments)` for each piece of the work, on all threads; return when all are done."""
     if len(work) == 1 or n_threads() == 1:
         for piece in work:
             kernel(*piece, **arguments)
