@@ -27,7 +27,7 @@ models: .venv-models/installed
 	    tests/backends/cuda_cpp/test_leaves.py
 
 cuda: .venv-cuda/installed
-	.venv-cuda/bin/pytest -m "not gpu" tests/backends/numba_cuda/test_ptx.py \
+	.venv-cuda/bin/pytest -m "not gpu" tests/backends/numba_cuda/test_kernels.py \
 	    tests/backends/cuda_cpp/test_footprint.py tests/backends/cuda_cpp/test_cupy_device.py
 
 docs: .venv/docs.installed
