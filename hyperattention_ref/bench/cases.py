@@ -1,4 +1,4 @@
-"""What `bench` compares: its settings, the inputs, and every contestant as a call without arguments."""
+"""What `bench` compares: its settings, its inputs, and every contestant as a call without arguments."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from hyperattention_ref.plan.planner import make_plan
 SAMPLE_HEADS = "sample_heads"
 FAMILIES = ("gaussian", "planted_clusters", SAMPLE_HEADS, "sphere", "cones", "sink", "flat", "low_rank")
 """Synthetic families of any n and d, first the one on which calls are timed at every n; and the six real heads that
-ship with the package, 512 tokens and d = 32 whatever is asked."""
+ship with the package, which always have 512 tokens and d = 32."""
 DTYPES = ("float32", "float64")
 WHOLE, PLANNED, EXACT, RIVAL = "HyperAttention", "given a plan", "exact", "rival"
 """Kinds of contestants: a backend's whole call, the same without making the plan, exact attention, and the rivals."""
 SDPA = "PyTorch SDPA"
 LEAVES = "leaves of HyperAttention"
 """Two more kinds, on a GPU: exact attention of PyTorch by the backend of SDPA that the engine names, and HyperAttention
-that has its causal leaves from there."""
-THEIRS = (SDPA, LEAVES)
-"""Kinds that rest on PyTorch: where it has no kernel for them, nothing of ours is broken."""
+whose causal leaves that backend computes."""
+EXTERNAL = (SDPA, LEAVES)
+"""Kinds that need a kernel of PyTorch: where it has none, nothing of this library is broken."""
 GPU_BACKENDS = ("cupy", "numba-cuda")
-"""They take device arrays; `gpu_run.py` is their benchmark."""
+"""They take device arrays; `bench-gpu` times them."""
 SWEEP_BUDGETS = (64, 128, 256, 512, 1024, 2048)
 """Keys for each query of HyperAttention, half in its block and half sampled, where error is plotted against time."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CallSettings(Result):
-    """What decides a call beside its arrays.
+    """The arguments of a call besides its arrays.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class BenchSettings(CallSettings):
     families : inputs on which error is measured against time, see FAMILIES.
     dtype : float32 or float64.
     repeats : timed runs of each call.
-    seconds : once a call has taken so long in all, three runs must do.
+    seconds : a call that has taken so long in all is run three times only.
     measure : also time the exact measures that `hardness` is made of.
     threads : for every library alike; by default the cores that this process may use.
     """
@@ -104,19 +104,19 @@ class BenchSettings(CallSettings):
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         for name, known in (("against", tuple(RIVALS)), ("families", FAMILIES)):
-            given = getattr(self, name)
-            if unknown := [x for x in given if x not in known]:
+            names = getattr(self, name)
+            if unknown := [x for x in names if x not in known]:
                 raise ValueError(f"{name}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
-            object.__setattr__(self, name, tuple(dict.fromkeys(given)))
+            object.__setattr__(self, name, tuple(dict.fromkeys(names)))
         object.__setattr__(self, "backends", tuple(dict.fromkeys(self.backends)))
         if not (self.n and self.backends and self.families):
             raise ValueError("nothing to time; give at least one n, one backend and one family")
         for name in self.backends:
             if name in GPU_BACKENDS:
-                raise ValueError(f"backend {name!r} takes device arrays; time it with: hyperattention bench --gpu")
+                raise ValueError(f"backend {name!r} takes device arrays; time it with: hyperattention bench-gpu")
             get_backend(name)
-        if lacking := missing(self.against):
-            raise ValueError(lacking)
+        if reason := missing(self.against):
+            raise ValueError(reason)
 
     @property
     def d_v(self) -> int:
@@ -192,9 +192,18 @@ class Contestant(Result):
         return name if self.budget is None else f"{name}, {self.budget}"
 
     @property
+    def backend(self) -> str:
+        """The backend that runs the call and makes its plan."""
+        return "cupy" if self.kind == LEAVES else self.engine
+
+    @property
     def is_exact(self) -> bool:
-        """Whether it claims to be attention without any approximation."""
+        """Whether it is attention without approximation."""
         return self.kind in (EXACT, SDPA) or (self.kind == RIVAL and RIVALS[self.engine].budgets is None)
+
+    @property
+    def is_external(self) -> bool:
+        return self.kind in EXTERNAL
 
     @property
     def is_planned(self) -> bool:
@@ -202,13 +211,13 @@ class Contestant(Result):
 
 
 def contestants(settings: BenchSettings) -> list[Contestant]:
-    """Who is timed at every n: three calls of each backend, and the rivals that can do what is asked."""
-    ours = [Contestant(name, kind) for name in settings.backends for kind in (WHOLE, PLANNED, EXACT)]
-    return ours + [Contestant(name, RIVAL) for name in settings.against if name not in left_out(settings)]
+    """What is timed at every n: three calls of each backend, and the rivals that support the settings."""
+    calls = [Contestant(name, kind) for name in settings.backends for kind in (WHOLE, PLANNED, EXACT)]
+    return calls + [Contestant(name, RIVAL) for name in settings.against if name not in left_out(settings)]
 
 
 def sweep(settings: BenchSettings, n: int) -> list[Contestant]:
-    """Who is on the plot of error against time: every approximation at budgets up to n/2, and exact attention."""
+    """What is on the plot of error against time: every approximation at budgets up to n/2, and exact attention."""
     most = n // 2
     approximate = [Contestant(name, WHOLE, x) for name in settings.backends for x in SWEEP_BUDGETS if x <= most]
     rivals = [name for name in settings.against if name not in left_out(settings)]
@@ -220,7 +229,7 @@ def sweep(settings: BenchSettings, n: int) -> list[Contestant]:
 
 
 def left_out(settings: BenchSettings) -> dict[str, str]:
-    """The rivals that cannot do what is asked, with the reason."""
+    """The rivals that do not support the settings, with the reason."""
     reasons = {name: unsuited(name, settings) for name in settings.against}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -234,32 +243,34 @@ def with_budget(settings: SomeSettings, contestant: Contestant) -> SomeSettings:
 
 def planned(settings: CallSettings, heads: Heads, backend: str) -> Plan:
     """The plan that the whole call makes from the same seed."""
-    return make_plan(heads.query, heads.key, backend=backend, **_decisions(settings), **_everyday(settings, heads))
+    return make_plan(
+        heads.query, heads.key, backend=backend, **_plan_options(settings), **_attention_options(settings, heads)
+    )
 
 
 def prepare(contestant: Contestant, settings: CallSettings, heads: Heads, backend=None) -> Callable[[], np.ndarray]:
-    """The call to be timed; what is not part of it (a plan that is given, a rival's features) is made here.
+    """The call to be timed; what is not part of it (the plan of a PLANNED call, a rival's features) is made here.
 
     `backend` is the one that runs, if the contestant's engine does not name it.
     """
     q, k, v, _ = heads
-    everyday = _everyday(settings, heads)
+    options = _attention_options(settings, heads)
     if contestant.kind == RIVAL:
         rival = RIVALS[contestant.engine]
-        budget = contestant.budget or (rival.usual(settings.dim) if rival.budgets else None)
-        return rival.prepare(q, k, v, budget=budget, seed=settings.seed, **everyday)
-    everyday["backend"] = backend or contestant.engine
+        budget = contestant.budget or (rival.default_budget(settings.dim) if rival.budgets else None)
+        return rival.prepare(q, k, v, budget=budget, seed=settings.seed, **options)
+    options["backend"] = backend or contestant.engine
     if contestant.kind == EXACT:
-        return lambda: exact_attention(q, k, v, **everyday)
+        return lambda: exact_attention(q, k, v, **options)
     settings = with_budget(settings, contestant)
     if contestant.kind == PLANNED:
         plan = planned(settings, heads, contestant.engine)
-        return lambda: hyper_attention(q, k, v, plan=plan, **everyday)
-    return lambda: hyper_attention(q, k, v, **_decisions(settings), **everyday)
+        return lambda: hyper_attention(q, k, v, plan=plan, **options)
+    return lambda: hyper_attention(q, k, v, **_plan_options(settings), **options)
 
 
 def logits(contestant: Contestant, plan: Plan | None, heads: Heads, is_causal: bool) -> int | None:
-    """Logits that the call evaluates, from its plan or from the lengths; None for an approximation of others."""
+    """Logits that the call evaluates, from its plan or from the lengths; None for a rival's approximation."""
     if contestant.is_planned and plan is not None:
         leaves = sum(math.comb(c - a + 1, 2) for head in plan.heads for a, c in head.leaves)
         return leaves + sum(r.n_logits for head in plan.heads for r in head.rectangles)
@@ -268,10 +279,10 @@ def logits(contestant: Contestant, plan: Plan | None, heads: Heads, is_causal: b
     return None
 
 
-def _decisions(settings: CallSettings) -> dict[str, Any]:
+def _plan_options(settings: CallSettings) -> dict[str, Any]:
     names = ("block_size", "sample_size", "min_seq_len")
     return {name: getattr(settings, name) for name in names} | {"rng": settings.seed}
 
 
-def _everyday(settings: CallSettings, heads: Heads) -> dict[str, Any]:
+def _attention_options(settings: CallSettings, heads: Heads) -> dict[str, Any]:
     return {"scale": heads.scale, "is_causal": settings.is_causal}

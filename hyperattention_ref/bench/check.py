@@ -1,6 +1,6 @@
-"""Correctness before timing: drawn rows of an output against float64, within the tolerance rule of page "numerics".
+"""Drawn rows of an output against float64, within the tolerance rule of page "numerics".
 
-A row of attention is attention with a single query, so that a few rows can be had in float64 at any n, and judged by
+A row of attention is attention with a single query, so that a few rows can be computed in float64 at any n, and have
 the same bounds as a whole head: gate A, the rounding analysis of `error_bound`, and gate B, four times the largest
 error of the blocked NumPy backend on the same rows.
 
@@ -54,21 +54,34 @@ class DrawnRows:
     out: np.ndarray
     allowed: np.ndarray
 
-    def of(self, output) -> np.ndarray:
-        """The drawn rows of an output."""
-        return np.stack([x[rows] for x, rows in zip(output, self.rows, strict=True)]).astype(np.float64)
+    def check(self, rows: np.ndarray) -> Check:
+        """Judge these rows of an output, (heads, rows, d_v); a NaN is wrong."""
+        worst = float(np.max(np.abs(rows - self.out) / self.allowed))
+        return Check(bool(worst <= 1), worst)
+
+    def relative_error(self, rows: np.ndarray) -> float:
+        """||rows - out||_F / ||out||_F, over all heads."""
+        return float(np.linalg.norm(rows - self.out) / np.linalg.norm(self.out))
 
 
 @dataclass(frozen=True, repr=False)
 class Check(Result):
-    """Whether an output is right, and its largest error in units of what is allowed."""
+    """Whether an output is right.
+
+    Attributes
+    ----------
+    is_right : whether every drawn row is within what is allowed, and the output has no flaw.
+    worst : the largest error in units of what is allowed; None for an approximation that has no exact rows.
+    flaw : what is wrong with the output as an array, such as its shape, or None.
+    """
 
     is_right: bool
-    worst: float
+    worst: float | None = None
+    flaw: str | None = None
 
 
 class Piece(NamedTuple):
-    """Some queries with all the keys that they meet; `plan` is None where they meet them exactly."""
+    """Some queries with all the keys that they meet; `plan` is None where attention to them is exact."""
 
     queries: np.ndarray
     keys: np.ndarray
@@ -81,7 +94,7 @@ def exact_rows(heads: Heads, *, is_causal: bool, seed: int, is_bfloat: bool = Fa
     """Rows of exact attention. Cost O(rows n d) for each head.
 
     `heads` may be any sequences of heads, each of which NumPy can take. With `is_bfloat` their numbers are those of
-    bfloat16, and so is the output that will be judged. `workers` heads are computed at a time.
+    bfloat16, and so is the output to be checked. `workers` heads are computed at a time.
     """
 
     def pieces(head: int, rows: np.ndarray) -> Iterator[Piece]:
@@ -100,27 +113,6 @@ def planned_rows(heads: Heads, plan: Plan, *, seed: int, is_bfloat: bool = False
     return _rows(heads, pieces, seed, is_bfloat, workers)
 
 
-def check(output, truth: DrawnRows) -> Check:
-    """Judge an output; a NaN is wrong."""
-    return check_rows(truth.of(output), truth)
-
-
-def check_rows(rows: np.ndarray, truth: DrawnRows) -> Check:
-    """Judge the drawn rows of an output."""
-    worst = float(np.max(np.abs(rows - truth.out) / truth.allowed))
-    return Check(bool(worst <= 1), worst)
-
-
-def relative_error(output, truth: DrawnRows) -> float:
-    """||output - truth||_F / ||truth||_F over the drawn rows of all heads."""
-    return relative_error_of_rows(truth.of(output), truth)
-
-
-def relative_error_of_rows(rows: np.ndarray, truth: DrawnRows) -> float:
-    """The same from the drawn rows of an output."""
-    return float(np.linalg.norm(rows - truth.out) / np.linalg.norm(truth.out))
-
-
 def bfloat(x) -> np.ndarray:
     """The nearest numbers of bfloat16, ties to even, as float32."""
     return from_bfloat16_bits(bfloat16_bits(x))
@@ -134,7 +126,7 @@ def mean_of_values(heads: Heads, is_causal: bool) -> np.ndarray:
 
 
 def _planned_row(head: HeadPlan, row: int) -> Piece:
-    """One row of a plan as the plan of one query and the keys that it meets, each of its rules kept."""
+    """One row of a plan as the plan of one query and the keys that it meets."""
     met = [r for r in head.rectangles if r.query_start <= row < r.query_start + r.n_q]
     exact = np.flatnonzero(head.rows([row])[0])
     drawn = np.concatenate([np.empty(0, np.int64), *(r.key_start + r.sampled_keys for r in met)])
@@ -160,8 +152,8 @@ def _rows(heads: Heads, pieces: Callable, seed: int, is_bfloat: bool, workers: i
 
     with ThreadPoolExecutor(workers) as pool:
         parts = [part for head in pool.map(one_head, range(len(drawn))) for part in head]
-    out, bound, unit, floor, usual = (np.concatenate(x) for x in zip(*parts, strict=True))
-    worst = np.max(np.abs(usual - out) / unit)
+    out, bound, unit, floor, numpy_out = (np.concatenate(x) for x in zip(*parts, strict=True))
+    worst = np.max(np.abs(numpy_out - out) / unit)
     allowed = np.minimum(bound, MULTIPLE * worst * unit + floor)
     shape = (len(drawn), -1, out.shape[-1])
     return DrawnRows(drawn, out.reshape(shape), allowed.reshape(shape))

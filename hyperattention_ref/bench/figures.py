@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from hyperattention_ref.bench.cases import EXACT, PLANNED, RIVAL, WHOLE, BenchSettings
-from hyperattention_ref.bench.report import BenchReport, find, right, wording
+from hyperattention_ref.bench.report import BenchReport, wording
+from hyperattention_ref.bench.results import FamilyResult, HostContestantResult, LengthResult
 from hyperattention_ref.bench.rivals import RIVALS
 from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, STYLE, Plot
 from hyperattention_ref.pages.wording import number
@@ -30,7 +32,7 @@ def draw_figures(report: BenchReport) -> Iterator[Plot]:
         yield ratio_against_n(report)
         yield error_against_time(report)
         yield memory_against_n(report)
-        if any(case["stages"] for case in report.lengths):
+        if any(case.stages for case in report.lengths):
             yield stages(report)
 
 
@@ -39,10 +41,10 @@ def time_against_n(report: BenchReport) -> Plot:
     figure = Figure(figsize=(10, 5))
     axes = figure.subplots()
     for kind, engine, cases in _curves(report):
-        n = [case["n"] for case, _ in cases]
-        low, high = np.array([x["quartiles"] for _, x in cases]).T
+        n = [case.n for case, _ in cases]
+        low, high = np.array([x.times.quartiles for _, x in cases]).T
         axes.vlines(n, low, high, color=_colour(report.settings, engine), linewidth=1)
-        _line(axes, report, kind, engine, cases, lambda x: x["median"])
+        _line(axes, report, kind, engine, cases, lambda x: x.times.median)
     _n_axis(axes, report, "seconds")
     return Plot(
         "time",
@@ -62,8 +64,8 @@ def ratio_against_n(report: BenchReport) -> Plot:
         compared = [(case, x) for case, x in cases if report.times_hyper(case, x) is not None]
         if compared and (kind, engine) != (WHOLE, first):
             hypers = np.array([report.times_hyper(case, x) for case, x in compared], dtype=float)
-            style = {"color": _colour(report.settings, engine), "label": compared[0][1]["name"]}
-            axes.plot([case["n"] for case, _ in compared], hypers, LINES[kind], **style)
+            style: dict[str, Any] = {"color": _colour(report.settings, engine), "label": compared[0][1].name}
+            axes.plot([case.n for case, _ in compared], hypers, LINES[kind], **style)
     axes.axhline(1, color=BLACK, linewidth=1)
     _n_axis(axes, report, f"time in HyperAttentions of {first}")
     return Plot(
@@ -105,10 +107,10 @@ def memory_against_n(report: BenchReport) -> Plot:
     figure = Figure(figsize=(10, 4.4))
     axes = figure.subplots()
     for kind, engine, cases in _curves(report):
-        _line(axes, report, kind, engine, cases, lambda x: max(x["peak_bytes"], 1) / 2**20)
+        _line(axes, report, kind, engine, cases, lambda x: max(x.peak_bytes or 0, 1) / 2**20)
     for name, line in (("input_bytes", "-"), ("output_bytes", ":")):
-        sizes = [case[name] / 2**20 for case in report.lengths]
-        axes.plot([case["n"] for case in report.lengths], sizes, line, color=GREY, label=name.replace("_bytes", "s"))
+        sizes = [getattr(case, name) / 2**20 for case in report.lengths]
+        axes.plot([case.n for case in report.lengths], sizes, line, color=GREY, label=name.replace("_bytes", "s"))
     _n_axis(axes, report, "peak memory of the call, MB")
     return Plot(
         "memory",
@@ -120,7 +122,7 @@ def memory_against_n(report: BenchReport) -> Plot:
 
 def stages(report: BenchReport) -> Plot:
     """Stacked bars: the share of every stage in the whole call, for each backend and length."""
-    rows = [(f"{name}, n = {case['n']}", parts) for case in report.lengths for name, parts in case["stages"].items()]
+    rows = [(f"{name}, n = {case.n}", parts) for case in report.lengths for name, parts in case.stages.items()]
     figure = Figure(figsize=(10, 1.6 + 0.45 * len(rows)))
     axes = figure.subplots()
     below, above = np.zeros(len(rows)), np.zeros(len(rows))
@@ -144,22 +146,24 @@ def stages(report: BenchReport) -> Plot:
     )
 
 
-def _curves(report: BenchReport) -> Iterator[tuple[str, str, list[tuple[dict, dict]]]]:
+def _curves(report: BenchReport) -> Iterator[tuple[str, str, list[tuple[LengthResult, HostContestantResult]]]]:
     """Kind, engine, and the cases with the contestant, for every contestant that was right somewhere."""
-    for x in report.lengths[0]["contestants"]:
-        found = [(case, find(case, x["kind"], x["engine"])) for case in report.lengths]
-        cases = [(case, contestant) for case, contestant in found if contestant is not None and right(contestant)]
+    for x in report.lengths[0].contestants:
+        found = [(case, case.find(x.kind, x.engine)) for case in report.lengths]
+        cases = [(case, contestant) for case, contestant in found if contestant is not None and contestant.is_right]
         if cases:
-            yield x["kind"], x["engine"], cases
+            yield x.kind, x.engine, cases
 
 
-def _line(axes: Axes, report: BenchReport, kind: str, engine: str, cases, measure: Callable[[dict], float]) -> None:
-    n, values = [case["n"] for case, _ in cases], [measure(x) for _, x in cases]
-    axes.plot(n, values, LINES[kind], color=_colour(report.settings, engine), label=cases[0][1]["name"], markersize=5)
+def _line(
+    axes: Axes, report: BenchReport, kind: str, engine: str, cases, measure: Callable[[HostContestantResult], float]
+) -> None:
+    n, values = [case.n for case, _ in cases], [measure(x) for _, x in cases]
+    axes.plot(n, values, LINES[kind], color=_colour(report.settings, engine), label=cases[0][1].name, markersize=5)
 
 
 def _n_axis(axes: Axes, report: BenchReport, label: str) -> None:
-    lengths = [case["n"] for case in report.lengths]
+    lengths = [case.n for case in report.lengths]
     axes.set(xscale="log", yscale="log", xlabel="n, tokens", ylabel=label)
     axes.set_xticks(lengths, [str(n) for n in lengths])
     axes.minorticks_off()
@@ -167,30 +171,30 @@ def _n_axis(axes: Axes, report: BenchReport, label: str) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8.5)
 
 
-def _one_family(axes: Axes, report: BenchReport, case: dict) -> None:
-    points = [x for x in case["points"] if right(x)]
-    for engine in dict.fromkeys(x["engine"] for x in points):
+def _one_family(axes: Axes, report: BenchReport, case: FamilyResult) -> None:
+    points = [x for x in case.points if x.is_right]
+    for engine in dict.fromkeys(x.engine for x in points):
         colour = _colour(report.settings, engine)
-        curve = sorted((x for x in points if x["engine"] == engine and x["budget"]), key=lambda x: x["budget"])
+        curve = sorted((x for x in points if x.engine == engine and x.budget), key=lambda x: x.budget or 0)
         for x in points:
-            if x["engine"] == engine and not x["budget"]:
-                axes.axvline(x["median"], color=colour, linestyle="--", linewidth=1, label=x["name"])
+            if x.engine == engine and not x.budget:
+                axes.axvline(x.times.median, color=colour, linestyle="--", linewidth=1, label=x.name)
         if curve:
-            times, errors = [x["median"] for x in curve], [x["relative_error"] for x in curve]
-            label = curve[0]["name"].rpartition(",")[0]
-            axes.plot(times, errors, LINES[curve[0]["kind"]], color=colour, label=label, markersize=4)
+            times, errors = [x.times.median for x in curve], [x.error for x in curve]
+            label = curve[0].name.rpartition(",")[0]
+            axes.plot(times, errors, LINES[curve[0].kind], color=colour, label=label, markersize=4)
             for x in (curve[0], curve[-1]):
-                place = (x["median"], x["relative_error"])
-                axes.annotate(str(x["budget"]), place, (3, 4), textcoords="offset points", fontsize=7.5, color=colour)
-    for name, error in case["baselines"].items():
+                place = (x.times.median, x.error)
+                axes.annotate(str(x.budget), place, (3, 4), textcoords="offset points", fontsize=7.5, color=colour)
+    for name, error in case.baselines.items():
         axes.axhline(error, color=GREY, linewidth=1)
         words, side = ("zero", "bottom") if name == "zero" else (f"mean of V, {number(error)}", "top")
         axes.text(0.01, error, words, transform=axes.get_yaxis_transform(), va=side, color=GREY, fontsize=8.5)
-    axes.set(xscale="log", yscale="log", xlabel="seconds", title=f"{wording(case['family'])}, n = {case['n']}")
+    axes.set(xscale="log", yscale="log", xlabel="seconds", title=f"{wording(case.family)}, n = {case.n}")
 
 
 def _budgets(report: BenchReport) -> list[str]:
-    engines = {x["engine"] for case in report.families for x in case["points"] if x["kind"] == RIVAL and x["budget"]}
+    engines = {x.engine for case in report.families for x in case.points if x.kind == RIVAL and x.budget}
     return [f"{RIVALS[name].budget_name} of {RIVALS[name].title}" for name in RIVALS if name in engines]
 
 

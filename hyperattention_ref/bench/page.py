@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 from hyperattention_ref.bench.figures import draw_figures
-from hyperattention_ref.bench.report import BenchReport, right, seconds, setting_words, wording
+from hyperattention_ref.bench.report import BenchReport, middle_half, seconds, setting_words, wording
 from hyperattention_ref.bench.rivals import RIVALS
 from hyperattention_ref.bench.stages import STAGES
 from hyperattention_ref.bench.sums import PASSES
+from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.pages.files import render, write_plots, write_whole
 
 
@@ -21,11 +22,14 @@ def write_report(report: BenchReport, folder: Path) -> None:
     report : what to write.
     folder : an existing directory; files of the same names are replaced.
     """
-    text = json.dumps(report.to_dict(), ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "bench.json", text.encode())
+    write_json(folder / "bench.json", report)
     plots = write_plots(draw_figures(report), folder)
-    names = {"right": right, "seconds": seconds, "setting_words": setting_words, "wording": wording}
-    page = render(
-        "bench/page.html.j2", report=report, plots=plots, rivals=RIVALS, stages=STAGES, passes=PASSES, **names
-    )
+    tables = {"rivals": RIVALS, "stages": STAGES, "passes": PASSES}
+    words = {function.__name__: function for function in (middle_half, seconds, setting_words, wording)}
+    page = render("bench/page.html.j2", report=report, plots=plots, **tables, **words)
     write_whole(folder / "report.html", page.encode())
+
+
+def write_json(path: Path, report: Result) -> None:
+    """Write a report as JSON."""
+    write_whole(path, json.dumps(report.to_dict(), ensure_ascii=False, allow_nan=False).encode())

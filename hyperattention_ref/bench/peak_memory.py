@@ -11,17 +11,12 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hyperattention_ref.bench.cases import (
-    FAMILIES,
-    BenchSettings,
-    Contestant,
-    make_heads,
-    prepare,
-)
+from hyperattention_ref.bench.cases import FAMILIES, BenchSettings, Contestant, make_heads, prepare
 from hyperattention_ref.bench.timing import limited_threads
+from hyperattention_ref.foundation.results import Result
 
 PROC = Path("/proc/self")
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -29,14 +24,23 @@ RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6
 from before."""
 
 
+@dataclass(frozen=True, repr=False)
+class Task(Result):
+    """What the other process has to do: a contestant's call at one length."""
+
+    settings: BenchSettings
+    n: int
+    contestant: Contestant
+
+
 def peak_memory(settings: BenchSettings, n: int, contestant: Contestant) -> int:
     """Bytes that the call adds to what is resident before it, its output included.
 
     Raises
     ------
-    ChildProcessError : the process ends without an answer, for want of memory as a rule; it says how.
+    ChildProcessError : the process ends without an answer, most often because memory ran out; the message says how.
     """
-    task = json.dumps({"settings": settings.to_dict(), "n": n, "contestant": contestant.to_dict()})
+    task = json.dumps(Task(settings, n, contestant).to_dict())
     command = [sys.executable, "-m", "hyperattention_ref.bench.peak_memory", task]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | RETURN_MEMORY)
     if done.returncode:
@@ -47,12 +51,13 @@ def peak_memory(settings: BenchSettings, n: int, contestant: Contestant) -> int:
 
 def measure(task: str) -> int:
     """The task of `peak_memory`, in this process."""
-    given = json.loads(task)
-    settings, contestant = BenchSettings(**given["settings"]), Contestant(**given["contestant"])
+    from pydantic import TypeAdapter
+
+    settings, n, contestant = vars(TypeAdapter(Task).validate_json(task)).values()
     with limited_threads(settings.threads):
         tiny = replace(settings, min_seq_len=16)
         prepare(contestant, tiny, make_heads(tiny, FAMILIES[0], 64))()
-        call = prepare(contestant, settings, make_heads(settings, FAMILIES[0], given["n"]))
+        call = prepare(contestant, settings, make_heads(settings, FAMILIES[0], n))
         before = _reset_peak()
         call()
         return max(0, _peak() - before)

@@ -1,4 +1,4 @@
-"""Attention of other packages, as they ship it, on given queries, keys and values.
+"""Attention of other packages, as they ship it, on these queries, keys and values.
 
 Nothing of a rival is rewritten. What surrounds its attention in a trained layer (projections, a convolution, rotary
 positions) is switched off or replaced by the identity; random features are drawn before the clock starts. Arrays are
@@ -33,7 +33,7 @@ class Rival:
     budgets : of the plot of error against time; None for exact attention.
     budget_name : what a budget counts.
     reach : keys that a query meets for each unit of the budget.
-    usual : the budget at dimension d where none is given.
+    default_budget : at dimension d, where the contestant names none.
     can_be_causal : whether it has a causal form.
     needs_equal_dims : why values must have as many coordinates as queries, or None.
     """
@@ -46,7 +46,7 @@ class Rival:
     budgets: tuple[int, ...] | None = None
     budget_name: str = ""
     reach: int = 1
-    usual: Callable[[int], int] = lambda d: 256
+    default_budget: Callable[[int], int] = lambda d: 256
     can_be_causal: bool = True
     needs_equal_dims: str | None = None
 
@@ -88,7 +88,7 @@ def _performer(q, k, v, *, scale, is_causal, budget, seed):
         torch.manual_seed(seed)
         # Without CUDA the package takes its causal form in plain Torch, and says so on stdout.
         attention = FastAttention(dim_heads=q.shape[-1], nb_features=budget, causal=is_causal)
-    q, k, v = (torch.from_numpy(x[None]) for x in (_with_usual_scale(q, scale), k, v))
+    q, k, v = (torch.from_numpy(x[None]) for x in (_with_default_scale(q, scale), k, v))
     return _without_gradients(lambda: attention(q, k, v)[0])
 
 
@@ -99,7 +99,7 @@ def _nystrom(q, k, v, *, scale, is_causal, budget, seed):
     d = q.shape[-1]
     attention = NystromAttention(dim=3 * d, dim_head=d, heads=1, num_landmarks=budget, residual=False)
     attention.to_qkv = attention.to_out = torch.nn.Identity()  # its input is split into query, key and value as it is
-    x = torch.from_numpy(np.concatenate([_with_usual_scale(q, scale), k, v], axis=-1))
+    x = torch.from_numpy(np.concatenate([_with_default_scale(q, scale), k, v], axis=-1))
     return _without_gradients(lambda: attention(x))
 
 
@@ -113,8 +113,8 @@ def _local(q, k, v, *, scale, is_causal, budget, seed):
     return _without_gradients(lambda: attention(q, k, v))
 
 
-def _with_usual_scale(q, scale: float) -> np.ndarray:
-    """The queries for which the package's own factor 1/sqrt(d) gives the logits that are wanted."""
+def _with_default_scale(q, scale: float) -> np.ndarray:
+    """The queries for which the package's own factor 1/sqrt(d) gives logits of this scale."""
     return q * q.dtype.type(scale * math.sqrt(q.shape[-1]))
 
 
@@ -146,7 +146,7 @@ RIVALS = {
         _performer,
         budgets=(32, 64, 128, 256, 512),
         budget_name="random features",
-        usual=lambda d: max(1, int(d * math.log(d))),
+        default_budget=lambda d: max(1, int(d * math.log(d))),
     ),
     "nystrom": Rival(
         "Nyström attention",

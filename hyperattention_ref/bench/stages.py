@@ -1,4 +1,4 @@
-"""Where the time of a HyperAttention call goes, found through the public interface alone, for any backend.
+"""The time of each stage of a HyperAttention call, found through the public interface alone, for any backend.
 
 Every stage is a call or the difference of two calls on plans that hold a part of the whole plan. Differences can come
 out negative, where the noise is larger than the stage or where a backend does two things at once for less.
@@ -39,7 +39,7 @@ def measure_stages(settings: BenchSettings, heads: Heads, backend: str) -> dict[
     calls = _calls(settings, heads, backend)
     for call in calls.values():
         call()
-    t = {name: min(times) for name, times in take_turns(calls, settings.repeats, settings.seconds).items()}
+    t = {name: min(times.seconds) for name, times in take_turns(calls, settings.repeats, settings.seconds).items()}
     stages = {
         "checks": t["checks"],
         "hash": t["hash"],
@@ -53,7 +53,7 @@ def measure_stages(settings: BenchSettings, heads: Heads, backend: str) -> dict[
 
 
 def _calls(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, Callable[[], Any]]:
-    chosen, plan = get_backend(backend), planned(settings, heads, backend)
+    engine, plan = get_backend(backend), planned(settings, heads, backend)
     q, k, v, scale = heads
 
     def checks():
@@ -62,12 +62,12 @@ def _calls(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, Cal
         inputs.logit_range(q, k, scale, v, draws=plan.most_draws, largest=largest)
 
     def attend(part: Plan):
-        return lambda: chosen.planned_attention(q, k, v, part, scale=scale)
+        return lambda: engine.planned_attention(q, k, v, part, scale=scale)
 
     no_samples: dict[str, Any] = {"sampled_keys": (), "log_weights": ()}
     return {
         "checks": checks,
-        "hash": _hash(chosen, heads, plan, settings.seed),
+        "hash": _hash(engine, heads, plan, settings.seed),
         "make_plan": lambda: planned(settings, heads, backend),
         "empty": attend(_each_rectangle(plan, lambda r: replace(r, views=(), **no_samples))),
         "blocks": attend(_each_rectangle(plan, lambda r: replace(r, **no_samples))),

@@ -1,4 +1,4 @@
-"""What the exact measures cost, in passes of exact attention: the sums behind alpha and kappa, one step of Lanczos."""
+"""The time of the exact measures, beside a pass of exact attention: the sums of alpha and kappa, a Lanczos step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hyperattention_ref.bench.cases import BenchSettings, Heads, planned
-from hyperattention_ref.bench.timing import median, take_turns
+from hyperattention_ref.bench.timing import take_turns
 from hyperattention_ref.foundation.registry import get_backend
 
 PASSES = {
@@ -20,26 +20,26 @@ PASSES = {
 
 
 def measure_sums(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, float]:
-    """Median seconds of each of PASSES; causal plans are no mask of these sums and are left out."""
-    chosen = get_backend(backend)
+    """Median seconds of each of PASSES; a causal plan, which these sums do not take as a mask, is left out."""
+    engine = get_backend(backend)
     q, k, v = (x[0] for x in heads.arrays)
-    everyday: dict[str, Any] = {"scale": heads.scale, "is_causal": settings.is_causal}
+    options: dict[str, Any] = {"scale": heads.scale, "is_causal": settings.is_causal}
     x = np.random.default_rng(settings.seed).standard_normal((len(k), 1)).astype(k.dtype)
-    lse = chosen.attention_sums(q, k, None, **everyday).log_total
+    lse = engine.attention_sums(q, k, None, **options).log_total
 
     def lanczos_step():
-        y, _ = chosen.exact_attention(q, k, x, **everyday)
-        chosen.transposed_attention(q, k, y, lse, **everyday)
+        y, _ = engine.exact_attention(q, k, x, **options)
+        engine.transposed_attention(q, k, y, lse, **options)
 
     calls = {
-        "exact attention": lambda: chosen.exact_attention(q, k, v, **everyday),
-        "sums": lambda: chosen.attention_sums(q, k, None, **everyday),
+        "exact attention": lambda: engine.exact_attention(q, k, v, **options),
+        "sums": lambda: engine.attention_sums(q, k, None, **options),
         "Lanczos step": lanczos_step,
     }
     if not settings.is_causal:
         (rectangle,) = planned(settings, heads, backend).heads[0].rectangles
-        calls["sums with the plan"] = lambda: chosen.attention_sums(q, k, rectangle, **everyday)
+        calls["sums with the plan"] = lambda: engine.attention_sums(q, k, rectangle, **options)
     for call in calls.values():
         call()
     times = take_turns(calls, settings.repeats, settings.seconds)
-    return {name: median(times[name]) for name in PASSES if name in times}
+    return {name: times[name].median for name in PASSES if name in times}

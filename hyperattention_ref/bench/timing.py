@@ -6,13 +6,38 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, TypeVar
+
+from hyperattention_ref.foundation.results import Result
 
 Name = TypeVar("Name", bound=Hashable)
 LEAST_RUNS = 3
 PAUSE = 0.1
 """Seconds of rest before each run: worker threads of the library that ran before spin for a while, and take a core."""
+
+
+@dataclass(frozen=True, repr=False)
+class Times(Result):
+    """The seconds of every run of a call."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return float(statistics.median(self.seconds))
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The middle half; the range where there are fewer than four runs."""
+        if len(self.seconds) < 4:
+            return min(self.seconds), max(self.seconds)
+        low, _, high = statistics.quantiles(self.seconds, method="inclusive")
+        return low, high
+
+    def to_dict(self) -> dict:
+        return super().to_dict() | {"median": self.median, "quartiles": list(self.quartiles)}
 
 
 @contextmanager
@@ -43,34 +68,17 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 def take_turns(
     calls: dict[Name, Callable[[], Any]], repeats: int, seconds: float, *, pause: float = PAUSE
-) -> dict[Name, list[float]]:
+) -> dict[Name, Times]:
     """Time every call `repeats` times, one run of each in turn, so that a slow minute is shared by all.
 
     A call that has taken `seconds` in all stops at the third run or the one that it has reached. The calls should
     have run before: the first run of anything compiles, loads or allocates. `pause` is the rest before each run.
-
-    Returns
-    -------
-    dict of the seconds of every run.
     """
-    times: dict[Name, list[float]] = {name: [] for name in calls}
+    runs: dict[Name, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            if len(times[name]) >= LEAST_RUNS and sum(times[name]) >= seconds:
+            if len(runs[name]) >= LEAST_RUNS and sum(runs[name]) >= seconds:
                 continue
             time.sleep(pause)
-            times[name].append(timed(call)[1])
-    return times
-
-
-def median(times: list[float]) -> float:
-    """The middle one of some times."""
-    return float(statistics.median(times))
-
-
-def quartiles(times: list[float]) -> tuple[float, float]:
-    """The middle half of some times; their range where there are fewer than four."""
-    if len(times) < 4:
-        return min(times), max(times)
-    low, _, high = statistics.quantiles(times, method="inclusive")
-    return low, high
+            runs[name].append(timed(call)[1])
+    return {name: Times(tuple(times)) for name, times in runs.items()}

@@ -1,4 +1,4 @@
-"""What `bench --gpu` compares: its settings, the cases in the order in which they run, and who is timed in each."""
+"""What `bench-gpu` compares: its settings, its cases in the order in which they run, and the contestants of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HALF, SINGLE = "bfloat16", "float32"
 HALF_BACKENDS = ("cupy",)
 """The backends that take bfloat16."""
 SINGLE_HEADS = 1
-"""Heads of the cases in float32, where the backend that is made to be read takes part."""
+"""Heads of the cases in float32, in which the slower backend in Python takes part."""
 MOST_EXAMPLES = 100
 
 
@@ -33,7 +33,7 @@ class GpuSettings(Result):
     backends : names out of GPU_BACKENDS; those that cannot run here are left out with the reason.
     block_size, sample_size, min_seq_len : of `hyper_attention`.
     repeats : timed runs of each call.
-    seconds : once a call has taken so long in all, three runs must do.
+    seconds : a call that has taken so long in all is run three times only.
     examples : of the conformance suite, for each operation.
     seed : of everything random.
     """
@@ -65,9 +65,7 @@ class GpuSettings(Result):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         for name in self.backends:
             if name not in GPU_BACKENDS:
-                raise ValueError(
-                    f"backend {name!r} does not run on a GPU; with --gpu it must be one of {', '.join(GPU_BACKENDS)}"
-                )
+                raise ValueError(f"backend {name!r} does not run on a GPU; it must be one of {', '.join(GPU_BACKENDS)}")
         if not (self.n and self.dims and self.causal and self.backends):
             raise ValueError("nothing to time; give at least one n, one dimension and one backend")
 
@@ -79,7 +77,7 @@ class GpuCase(CallSettings):
     Attributes
     ----------
     n, heads, dtype : shape and type of the inputs.
-    backends : names of those of ours that take part.
+    backends : names of those that take part.
     has_exact : whether exact attention takes part.
     """
 
@@ -95,15 +93,17 @@ class GpuCase(CallSettings):
 
     @property
     def group(self) -> tuple:
-        """What the cases share that stand in one table, one line for each n."""
+        """What the cases of one table have in common; they differ in n only."""
         return self.dtype, self.heads, self.dim, self.is_causal
 
     def contestants(self, sdpa: Iterable[str]) -> list[Contestant]:
-        """Who is timed: the calls of our backends; those of SDPA, which are for 16 bits, alone and for leaves."""
+        """The calls of the backends; SDPA, which is for 16 bits, alone and for leaves."""
         kinds = (WHOLE, PLANNED, EXACT) if self.has_exact else (WHOLE, PLANNED)
-        ours = [Contestant(name, kind) for name in self.backends for kind in kinds]
-        theirs = (LEAVES, SDPA) if self.is_causal else (SDPA,)
-        return ours + [Contestant(name, x) for x in theirs for name in sdpa if self.has_exact and self.dtype == HALF]
+        contestants = [Contestant(name, kind) for name in self.backends for kind in kinds]
+        if self.has_exact and self.dtype == HALF:
+            external = (LEAVES, SDPA) if self.is_causal else (SDPA,)
+            contestants += [Contestant(name, kind) for kind in external for name in sdpa]
+        return contestants
 
 
 def obstacles(settings: GpuSettings) -> dict[str, str]:
@@ -112,24 +112,24 @@ def obstacles(settings: GpuSettings) -> dict[str, str]:
     return {name: reason for name in settings.backends if (reason := status[name])}
 
 
-def half_cases(settings: GpuSettings, able: list[str], dim: int) -> Iterator[GpuCase]:
+def half_cases(settings: GpuSettings, usable: list[str], dim: int) -> Iterator[GpuCase]:
     """The cases in bfloat16, short ones first."""
-    takers = tuple(name for name in able if name in HALF_BACKENDS)
-    for n in settings.n if takers else ():
+    backends = tuple(name for name in usable if name in HALF_BACKENDS)
+    for n in settings.n if backends else ():
         for is_causal in settings.causal:
             if not (is_causal and n > settings.exact_up_to):
-                yield _case(settings, n, settings.heads, dim, is_causal, HALF, takers)
+                yield _case(settings, n, settings.heads, dim, is_causal, HALF, backends)
 
 
-def single_cases(settings: GpuSettings, able: list[str], dim: int) -> Iterator[GpuCase]:
+def single_cases(settings: GpuSettings, usable: list[str], dim: int) -> Iterator[GpuCase]:
     """The cases in float32."""
     for n in settings.n:
         for is_causal in settings.causal:
             if n <= settings.single_up_to:
-                yield _case(settings, n, SINGLE_HEADS, dim, is_causal, SINGLE, tuple(able))
+                yield _case(settings, n, SINGLE_HEADS, dim, is_causal, SINGLE, tuple(usable))
 
 
-def _case(settings: GpuSettings, n: int, heads: int, dim: int, is_causal: bool, dtype: str, takers) -> GpuCase:
+def _case(settings: GpuSettings, n: int, heads: int, dim: int, is_causal: bool, dtype: str, backends) -> GpuCase:
     names = ("block_size", "sample_size", "min_seq_len", "seed")
-    decisions = {name: getattr(settings, name) for name in names} | {"has_exact": n <= settings.exact_up_to}
-    return GpuCase(n=n, heads=heads, dim=dim, is_causal=is_causal, dtype=dtype, backends=takers, **decisions)
+    options = {name: getattr(settings, name) for name in names} | {"has_exact": n <= settings.exact_up_to}
+    return GpuCase(n=n, heads=heads, dim=dim, is_causal=is_causal, dtype=dtype, backends=backends, **options)

@@ -1,22 +1,26 @@
-"""The GPU of `bench --gpu`, through PyTorch: the one place of the benchmark that knows CUDA.
+"""The GPU of `bench-gpu`, through PyTorch: the one place of the benchmark that knows CUDA.
 
 Tests run the same benchmark on a subclass whose tensors lie in the memory of the host.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
 
 from hyperattention_ref.backends.cuda_cpp import CupyBackend
-from hyperattention_ref.bench.cases import Heads
+from hyperattention_ref.bench.cases import LEAVES, SDPA, CallSettings, Contestant, Heads, prepare
+from hyperattention_ref.bench.device import Call, Task
 from hyperattention_ref.bench.rivals import EXTRA
+from hyperattention_ref.bench.timing import Times, take_turns, timed
 
 SIDE = 8192
 """Of the square bfloat16 matrices that are multiplied."""
@@ -26,8 +30,10 @@ IN_CACHE = 2**22
 """Numbers in an array of exponentials, 16 MB in float32: it fits into the second-level cache, as logits would."""
 CHAIN = 256
 """Exponentials of exponentials for each number, where a kernel can be compiled: they never leave the registers."""
-UNSEEN = ("numba-cuda",)
-"""Backends whose allocations neither PyTorch nor CuPy sees."""
+UNTRACKED = ("numba-cuda",)
+"""Backends whose allocations neither PyTorch nor CuPy counts."""
+LEAST_SECONDS, MOST_CALLS = 2e-3, 50
+"""A run takes at least so long, for which a short call is made several times in a row, up to a limit."""
 
 
 class Gpu:
@@ -88,7 +94,7 @@ class Gpu:
     def on_host(self, heads: Heads) -> Heads:
         """The same numbers for NumPy; a head moves when it is asked for."""
         q, k, v = (OnHost(self.torch.as_tensor(x)) for x in heads.arrays)
-        return Heads(q, k, v, heads.scale)  # type: ignore[arg-type]  # sequences of arrays do here, see `exact_rows`
+        return Heads(q, k, v, heads.scale)  # type: ignore[arg-type]  # sequences of arrays are enough for `exact_rows`
 
     def rows(self, output, rows: list[np.ndarray]) -> np.ndarray:
         """Some rows of each head of an output, (heads, rows, d_v) float64, on the host."""
@@ -98,19 +104,26 @@ class Gpu:
         return output[heads[:, None], index].double().cpu().numpy()
 
     def flaw(self, output, value) -> str | None:
-        """What is wrong with an output that should be as large as the values, its numbers aside; or None."""
+        """What is wrong with an output as an array, which should be like the values; or None."""
         output, value = self.torch.as_tensor(output), self.torch.as_tensor(value)
         if output.shape != value.shape or output.dtype != value.dtype:
             return f"the output is {tuple(output.shape)} {output.dtype}, not {tuple(value.shape)} {value.dtype}"
         return None if bool(self.torch.isfinite(output).all()) else "the output has entries that are not finite"
 
-    def sdpa(self, name: str, heads: Heads, is_causal: bool) -> Callable[[], Any]:
+    def prepare(self, contestant: Contestant, settings: CallSettings, heads: Heads) -> Call:
+        """The call to be timed."""
+        if contestant.kind == SDPA:
+            return self.sdpa(contestant.engine, heads, settings.is_causal)
+        backend = CupyBackend(exact=contestant.engine) if contestant.kind == LEAVES else None
+        return prepare(contestant, settings, heads, backend)
+
+    def sdpa(self, name: str, heads: Heads, is_causal: bool) -> Call:
         """Exact attention of PyTorch by one backend of SDPA alone."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         kind = getattr(SDPBackend, self.sdpa_kinds[name])
         attention = self.torch.nn.functional.scaled_dot_product_attention
-        q, k, v = (x[None] for x in heads.arrays)
+        q, k, v = (self.torch.as_tensor(x)[None] for x in heads.arrays)
 
         def call():
             with sdpa_kernel(kind), self.torch.inference_mode():
@@ -118,7 +131,7 @@ class Gpu:
 
         return call
 
-    def finished(self, call: Callable[[], Any]) -> Any:
+    def finished(self, call: Call) -> Any:
         """What a call returns, once the device has done it."""
         result = call()
         self.synchronize()
@@ -128,7 +141,36 @@ class Gpu:
         """Wait for the device."""
         self.torch.cuda.synchronize()
 
-    def seconds(self, call: Callable[[], Any], repeats: int) -> float:
+    def times(self, calls: dict[str, Call], repeats: int, seconds: float) -> dict[str, dict[str, Any]]:
+        """Device and wall seconds of each call, by runs in turns; a run is some calls in a row."""
+        in_a_run = {name: self.calls_in_a_run(call) for name, call in calls.items()}
+        device: dict[str, list[float]] = {name: [] for name in calls}
+
+        def run(name: str) -> None:
+            device[name].append(self.seconds(calls[name], in_a_run[name]) / in_a_run[name])
+
+        wall = take_turns({name: partial(run, name) for name in calls}, repeats, seconds, pause=0)
+        return {
+            name: {
+                "calls_in_a_run": in_a_run[name],
+                "device": Times(tuple(device[name])),
+                "wall": Times(tuple(t / in_a_run[name] for t in wall[name].seconds)),
+            }
+            for name in calls
+        }
+
+    def best_seconds(self, call: Call, runs: int) -> float:
+        """The shortest time of a call by events of the device, in some runs."""
+        calls = self.calls_in_a_run(call)
+        return min(self.seconds(call, calls) for _ in range(runs)) / calls
+
+    def calls_in_a_run(self, call: Call) -> int:
+        """So many calls in a row that a run is long beside the start of one; the call is warm afterwards."""
+        self.finished(call)  # it may have to allocate
+        _, seconds = timed(lambda: self.finished(call))
+        return min(MOST_CALLS, max(1, math.ceil(LEAST_SECONDS / seconds)))
+
+    def seconds(self, call: Call, repeats: int) -> float:
         """Seconds between two events of the device around so many calls in a row, which are finished on return."""
         start, stop = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -146,13 +188,13 @@ class Gpu:
 
             cupy.get_default_memory_pool().free_all_blocks()
 
-    def peak_bytes(self, call: Callable[[], Any], engine: str) -> int | None:
+    def peak_bytes(self, call: Call, engine: str) -> int | None:
         """Bytes of the device that a call takes above what is there before, its output included.
 
         PyTorch's peak, and the growth of CuPy's pool, which gives nothing back during a call. None for an engine that
         allocates elsewhere.
         """
-        if engine in UNSEEN:
+        if engine in UNTRACKED:
             return None
         self.release()
         self.torch.cuda.reset_peak_memory_stats()
@@ -160,18 +202,18 @@ class Gpu:
         self.finished(call)
         return self.torch.cuda.max_memory_allocated() - before[0] + self._pool_bytes() - before[1]
 
-    def tasks(self) -> list[list[tuple[Callable[[], Any], float]]]:
-        """For products, exponentials and copies the calls that compete, each with what it does: operations, or bytes.
+    def tasks(self) -> list[list[Task]]:
+        """For products, exponentials and copies the calls that compete.
 
         PyTorch's exponentials come out of the second-level cache and go back there, which is slower than the units
-        that compute them; a kernel of CuPy, where there is one, shows what these can do.
+        that compute them; a kernel of CuPy, where CuPy is installed, shows what these can do.
         """
         torch = self.torch
         a, b = (torch.randn(SIDE, SIDE, device=self.device).to(torch.bfloat16) for _ in range(2))
         x = -torch.rand(IN_CACHE, device=self.device)
         y, copied = torch.empty_like(x), torch.ones(COPIED, dtype=torch.uint8, device=self.device)
         c, copy = torch.empty_like(a), torch.empty_like(copied)
-        exponentials: list[tuple[Callable[[], Any], float]] = [(lambda: torch.exp2(x, out=y), IN_CACHE)]
+        exponentials: list[Task] = [(lambda: torch.exp2(x, out=y), IN_CACHE)]
         if chain := _chain_of_exponentials():
             exponentials.append((lambda: chain(x), CHAIN * IN_CACHE))
         return [
