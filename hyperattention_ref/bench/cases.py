@@ -101,6 +101,7 @@ class BenchSettings(CallSettings):
         object.__setattr__(self, "threads", inputs.count("threads", self.threads, most=available_cores()))
         object.__setattr__(self, "seconds", inputs.positive("seconds", self.seconds))
         object.__setattr__(self, "seed", inputs.count("seed", self.seed, least=0))
+        object.__setattr__(self, "backends", tuple(dict.fromkeys(self.backends)))
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         for name, known in (("against", tuple(RIVALS)), ("families", FAMILIES)):
@@ -108,7 +109,6 @@ class BenchSettings(CallSettings):
             if unknown := [x for x in names if x not in known]:
                 raise ValueError(f"{name}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
             object.__setattr__(self, name, tuple(dict.fromkeys(names)))
-        object.__setattr__(self, "backends", tuple(dict.fromkeys(self.backends)))
         if not (self.n and self.backends and self.families):
             raise ValueError("nothing to time; give at least one n, one backend and one family")
         for name in self.backends:
@@ -161,14 +161,13 @@ class Heads(NamedTuple):
 def make_heads(settings: BenchSettings, family: str, n: int) -> Heads:
     """Heads of one synthetic family, drawn independently; or the real ones."""
     if family == SAMPLE_HEADS:
-        sample = load_sample_heads()
-        q, k, v = (np.stack([getattr(h, x) for h in sample]).astype(settings.dtype) for x in ("query", "key", "value"))
-        return Heads(q, k, v, sample[0].scale)
-    generate = getattr(synthetic, family)
-    streams = np.random.default_rng([settings.seed, n]).spawn(settings.heads)
-    problems = [generate(n, settings.dim, rng=rng, d_v=settings.d_v) for rng in streams]
-    q, k, v = (np.stack([getattr(p, x) for p in problems]).astype(settings.dtype) for x in ("query", "key", "value"))
-    return Heads(q, k, v, problems[0].scale)
+        heads: list[Any] = list(load_sample_heads())
+    else:
+        generate = getattr(synthetic, family)
+        streams = np.random.default_rng([settings.seed, n]).spawn(settings.heads)
+        heads = [generate(n, settings.dim, rng=rng, d_v=settings.d_v) for rng in streams]
+    q, k, v = (np.stack([getattr(h, x) for h in heads]).astype(settings.dtype) for x in ("query", "key", "value"))
+    return Heads(q, k, v, heads[0].scale)
 
 
 @dataclass(frozen=True, repr=False)
@@ -200,10 +199,6 @@ class Contestant(Result):
     def is_exact(self) -> bool:
         """Whether it is attention without approximation."""
         return self.kind in (EXACT, SDPA) or (self.kind == RIVAL and RIVALS[self.engine].budgets is None)
-
-    @property
-    def is_external(self) -> bool:
-        return self.kind in EXTERNAL
 
     @property
     def is_planned(self) -> bool:

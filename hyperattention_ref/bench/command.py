@@ -1,4 +1,4 @@
-"""The command `hyperattention bench`."""
+"""`hyperattention bench`: its options, of which `bench-gpu` has some."""
 
 from __future__ import annotations
 
@@ -19,26 +19,9 @@ Repeats = Annotated[int, typer.Option(help="Timed runs of each call.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results; a benchmark that was interrupted resumes there.")]
 
-Dim = Annotated[int, typer.Option(help="Coordinates of a query.")]
-ValueDim = Annotated[int | None, typer.Option(help="Coordinates of a value; default as of a query.")]
-Causal = Annotated[bool, typer.Option("--causal", help="Causal attention.")]
-Backends = Annotated[
-    list[str], typer.Option("--backend", help="Backend; may be repeated. All is compared with the first.")
-]
-Against = Annotated[str, typer.Option(help="Attention of other packages, separated by commas, or none; extra “bench”.")]
-Families = Annotated[list[str], typer.Option("--family", help="Inputs for error against time; may be repeated.")]
-Dtype = Annotated[str, typer.Option(help="Type of the inputs: float32 or float64.")]
-Seconds = Annotated[
-    float, typer.Option(help="A call that has taken so many seconds in all stops at three runs, or where it is.")
-]
-Measure = Annotated[bool, typer.Option("--measure", help="Also time the exact measures: α, κ and a step towards ‖P‖.")]
-Threads = Annotated[
-    int | None, typer.Option(help="Threads of every library alike; default: all cores that may be used.")
-]
-Moved = Annotated[bool, typer.Option("--gpu", hidden=True)]
-
 LENGTHS, BACKENDS, FAMILIES = list(BenchSettings.n), list(BenchSettings.backends), list(BenchSettings.families)
 AGAINST = ",".join(BenchSettings.against)
+PATIENCE = "A call that has taken so many seconds in all stops at three runs, or where it is."
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -49,23 +32,31 @@ def add_to(cli: typer.Typer) -> None:
 def bench(
     n: Lengths = LENGTHS,
     heads: HeadCount = BenchSettings.heads,
-    dim: Dim = BenchSettings.dim,
-    value_dim: ValueDim = None,
-    causal: Causal = False,
-    backend: Backends = BACKENDS,
-    against: Against = AGAINST,
-    family: Families = FAMILIES,
+    dim: Annotated[int, typer.Option(help="Coordinates of a query.")] = BenchSettings.dim,
+    value_dim: Annotated[int | None, typer.Option(help="Coordinates of a value; default as of a query.")] = None,
+    causal: Annotated[bool, typer.Option("--causal", help="Causal attention.")] = False,
+    backend: Annotated[
+        list[str], typer.Option(help="Backend; may be repeated. All is compared with the first.")
+    ] = BACKENDS,
+    against: Annotated[
+        str, typer.Option(help="Attention of other packages, separated by commas, or none; extra “bench”.")
+    ] = AGAINST,
+    family: Annotated[list[str], typer.Option(help="Inputs for error against time; may be repeated.")] = FAMILIES,
     block_size: BlockSize = BenchSettings.block_size,
     sample_size: SampleSize = BenchSettings.sample_size,
     min_seq_len: MinSeqLen = BenchSettings.min_seq_len,
-    dtype: Dtype = BenchSettings.dtype,
+    dtype: Annotated[str, typer.Option(help="Type of the inputs: float32 or float64.")] = BenchSettings.dtype,
     repeats: Repeats = BenchSettings.repeats,
-    seconds: Seconds = BenchSettings.seconds,
-    measure: Measure = False,
-    threads: Threads = None,
+    seconds: Annotated[float, typer.Option(help=PATIENCE)] = BenchSettings.seconds,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also time the exact measures: α, κ and a step towards ‖P‖.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of every library alike; default: all cores that may be used.")
+    ] = None,
     seed: Seed = BenchSettings.seed,
     out: Out = Path("bench"),
-    gpu: Moved = False,
+    gpu: Annotated[bool, typer.Option("--gpu", hidden=True)] = False,
 ) -> None:
     """Time HyperAttention on this machine beside exact attention and other packages, every answer checked first.
 

@@ -73,9 +73,9 @@ def _line(report: BenchReport, case: LengthResult, x: HostContestantResult) -> l
     rate, share = report.flops_per_second(x), report.share_of_ceilings(x)
     return [
         x.name,
-        seconds(x.times.median),
-        middle_half(x.times),
-        str(len(x.times.seconds)),
+        seconds(x.median),
+        middle_half(x),
+        str(len(x.seconds or ())),
         seconds(x.first_seconds),
         number(report.times_hyper(case, x)),
         megabytes(x.peak_bytes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,61 +22,41 @@ COPIED = 2**26
 """Numbers in the array that is copied: more than any cache holds."""
 
 
-class Device(Protocol):
-    """What a benchmark needs of the place where its calls run."""
-
-    def prepare(self, contestant: Contestant, settings: CallSettings, heads: Heads) -> Call:
-        """The call to be timed."""
-
-    def finished(self, call: Call) -> Any:
-        """What a call returns, once the device has done it."""
-
-    def on_host(self, heads: Heads) -> Heads:
-        """The same numbers for NumPy."""
-
-    def rows(self, output, rows: list[np.ndarray]) -> np.ndarray:
-        """Some rows of each head of an output, (heads, rows, d_v) float64, on the host."""
-
-    def flaw(self, output, value) -> str | None:
-        """What is wrong with an output as an array, which should be like the values; or None."""
-
-    def tasks(self) -> list[list[Task]]:
-        """For products, exponentials and copies the calls that compete."""
-
-    def best_seconds(self, call: Call, runs: int) -> float:
-        """The shortest of some runs of a call, after a first one."""
-
-
-class Host:
-    """The processor, with NumPy and, where it is installed, PyTorch, on as many threads as the contestants have."""
+class Device:
+    """Where calls run: the processor, with NumPy and PyTorch. `gpu.device.Gpu` overrides every method."""
 
     def __init__(self, settings: BenchSettings):
         self.settings = settings
 
     def prepare(self, contestant: Contestant, settings: CallSettings, heads: Heads) -> Call:
+        """The call to be timed."""
         return prepare(contestant, settings, heads)
 
     def finished(self, call: Call) -> Any:
+        """What a call returns, once the device has done it."""
         return call()
 
     def on_host(self, heads: Heads) -> Heads:
+        """The same numbers for NumPy."""
         return heads
 
-    @staticmethod
-    def rows(output, rows: list[np.ndarray]) -> np.ndarray:
+    def rows(self, output, rows: list[np.ndarray]) -> np.ndarray:
+        """Some rows of each head of an output, (heads, rows, d_v) float64, on the host."""
         return np.stack([x[index] for x, index in zip(output, rows, strict=True)]).astype(np.float64)
 
     def flaw(self, output, value) -> str | None:
+        """What is wrong with an output as an array, which should be like the values; or None."""
         if output.shape != value.shape:
             return f"the output is {output.shape}, not {value.shape}"
         return None if np.isfinite(output).all() else "the output has entries that are not finite"
 
     def best_seconds(self, call: Call, runs: int) -> float:
+        """The shortest of some runs of a call, after a first one."""
         call()
         return min(take_turns({"": call}, runs, self.settings.seconds)[""].seconds)
 
     def tasks(self) -> list[list[Task]]:
-        """NumPy's exponential and copy use one thread."""
+        """For products, exponentials and copies the calls that compete; NumPy uses one thread for the latter two."""
         rng, dtype = np.random.default_rng(self.settings.seed), np.dtype(self.settings.dtype)
         a, b = rng.standard_normal((2, SIDE, SIDE)).astype(dtype)
         x, copied = -rng.random(EXPONENTIALS).astype(dtype), np.ones(COPIED, dtype)

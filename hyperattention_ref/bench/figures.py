@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from hyperattention_ref.bench.cases import EXACT, PLANNED, RIVAL, WHOLE, BenchSettings
+from hyperattention_ref.bench.cases import EXACT, PLANNED, RIVAL, WHOLE, BenchSettings, Contestant
 from hyperattention_ref.bench.report import BenchReport, wording
 from hyperattention_ref.bench.results import FamilyResult, HostContestantResult, LengthResult
 from hyperattention_ref.bench.rivals import RIVALS
@@ -40,11 +40,11 @@ def time_against_n(report: BenchReport) -> Plot:
     """Median seconds of every contestant, with the middle half of its runs."""
     figure = Figure(figsize=(10, 5))
     axes = figure.subplots()
-    for kind, engine, cases in _curves(report):
-        n = [case.n for case, _ in cases]
-        low, high = np.array([x.times.quartiles for _, x in cases]).T
-        axes.vlines(n, low, high, color=_colour(report.settings, engine), linewidth=1)
-        _line(axes, report, kind, engine, cases, lambda x: x.times.median)
+    for curve in _curves(report):
+        low, high = np.array([x.quartiles for _, x in curve]).T
+        colour = _colour(report.settings, curve[0][1].engine)
+        axes.vlines([case.n for case, _ in curve], low, high, color=colour, linewidth=1)
+        _line(axes, report, curve, [x.median for _, x in curve], markersize=5)
     _n_axis(axes, report, "seconds")
     return Plot(
         "time",
@@ -60,12 +60,11 @@ def ratio_against_n(report: BenchReport) -> Plot:
     figure = Figure(figsize=(10, 4.4))
     axes = figure.subplots()
     first = report.settings.backends[0]
-    for kind, engine, cases in _curves(report):
-        compared = [(case, x) for case, x in cases if report.times_hyper(case, x) is not None]
-        if compared and (kind, engine) != (WHOLE, first):
-            hypers = np.array([report.times_hyper(case, x) for case, x in compared], dtype=float)
-            style: dict[str, Any] = {"color": _colour(report.settings, engine), "label": compared[0][1].name}
-            axes.plot([case.n for case, _ in compared], hypers, LINES[kind], **style)
+    hyper = Contestant(first, WHOLE)
+    for curve in _curves(report):
+        compared = [(case, x) for case, x in curve if report.times_hyper(case, x) and x.name != hyper.name]
+        if compared:
+            _line(axes, report, compared, [report.times_hyper(case, x) for case, x in compared])
     axes.axhline(1, color=BLACK, linewidth=1)
     _n_axis(axes, report, f"time in HyperAttentions of {first}")
     return Plot(
@@ -106,8 +105,8 @@ def memory_against_n(report: BenchReport) -> Plot:
     """Peak memory of every contestant, beside the inputs and the output."""
     figure = Figure(figsize=(10, 4.4))
     axes = figure.subplots()
-    for kind, engine, cases in _curves(report):
-        _line(axes, report, kind, engine, cases, lambda x: max(x.peak_bytes or 0, 1) / 2**20)
+    for curve in _curves(report):
+        _line(axes, report, curve, [max(x.peak_bytes or 0, 1) / 2**20 for _, x in curve], markersize=5)
     for name, line in (("input_bytes", "-"), ("output_bytes", ":")):
         sizes = [getattr(case, name) / 2**20 for case in report.lengths]
         axes.plot([case.n for case in report.lengths], sizes, line, color=GREY, label=name.replace("_bytes", "s"))
@@ -146,20 +145,18 @@ def stages(report: BenchReport) -> Plot:
     )
 
 
-def _curves(report: BenchReport) -> Iterator[tuple[str, str, list[tuple[LengthResult, HostContestantResult]]]]:
-    """Kind, engine, and the cases with the contestant, for every contestant that was right somewhere."""
-    for x in report.lengths[0].contestants:
-        found = [(case, case.find(x.kind, x.engine)) for case in report.lengths]
-        cases = [(case, contestant) for case, contestant in found if contestant is not None and contestant.is_right]
-        if cases:
-            yield x.kind, x.engine, cases
+def _curves(report: BenchReport) -> Iterator[list[tuple[LengthResult, HostContestantResult]]]:
+    """For every contestant that was right somewhere the cases where it was, each with its result."""
+    for contestant in report.lengths[0].contestants:
+        found = [(case, case.find(contestant.kind, contestant.engine)) for case in report.lengths]
+        if curve := [(case, x) for case, x in found if x and x.is_right]:
+            yield curve
 
 
-def _line(
-    axes: Axes, report: BenchReport, kind: str, engine: str, cases, measure: Callable[[HostContestantResult], float]
-) -> None:
-    n, values = [case.n for case, _ in cases], [measure(x) for _, x in cases]
-    axes.plot(n, values, LINES[kind], color=_colour(report.settings, engine), label=cases[0][1].name, markersize=5)
+def _line(axes: Axes, report: BenchReport, curve, values: list, **style) -> None:
+    x = curve[0][1]
+    style |= {"color": _colour(report.settings, x.engine), "label": x.name}
+    axes.plot([case.n for case, _ in curve], values, LINES[x.kind], **style)
 
 
 def _n_axis(axes: Axes, report: BenchReport, label: str) -> None:
@@ -172,19 +169,19 @@ def _n_axis(axes: Axes, report: BenchReport, label: str) -> None:
 
 
 def _one_family(axes: Axes, report: BenchReport, case: FamilyResult) -> None:
-    points = [x for x in case.points if x.is_right]
+    points: list[Any] = [x for x in case.points if x.is_right]
     for engine in dict.fromkeys(x.engine for x in points):
         colour = _colour(report.settings, engine)
-        curve = sorted((x for x in points if x.engine == engine and x.budget), key=lambda x: x.budget or 0)
+        curve = sorted((x for x in points if x.engine == engine and x.budget), key=lambda x: x.budget)
         for x in points:
             if x.engine == engine and not x.budget:
-                axes.axvline(x.times.median, color=colour, linestyle="--", linewidth=1, label=x.name)
+                axes.axvline(x.median, color=colour, linestyle="--", linewidth=1, label=x.name)
         if curve:
-            times, errors = [x.times.median for x in curve], [x.error for x in curve]
+            times, errors = [x.median for x in curve], [x.relative_error for x in curve]
             label = curve[0].name.rpartition(",")[0]
             axes.plot(times, errors, LINES[curve[0].kind], color=colour, label=label, markersize=4)
             for x in (curve[0], curve[-1]):
-                place = (x.times.median, x.error)
+                place = (x.median, x.relative_error)
                 axes.annotate(str(x.budget), place, (3, 4), textcoords="offset points", fontsize=7.5, color=colour)
     for name, error in case.baselines.items():
         axes.axhline(error, color=GREY, linewidth=1)

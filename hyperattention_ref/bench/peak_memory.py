@@ -11,26 +11,16 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hyperattention_ref.bench.cases import FAMILIES, BenchSettings, Contestant, make_heads, prepare
 from hyperattention_ref.bench.timing import limited_threads
-from hyperattention_ref.foundation.results import Result
 
 PROC = Path("/proc/self")
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Makes the GNU allocator give every large array back when it is freed; else the call could reuse unseen what is left
 from before."""
-
-
-@dataclass(frozen=True, repr=False)
-class Task(Result):
-    """What the other process has to do: a contestant's call at one length."""
-
-    settings: BenchSettings
-    n: int
-    contestant: Contestant
 
 
 def peak_memory(settings: BenchSettings, n: int, contestant: Contestant) -> int:
@@ -40,7 +30,7 @@ def peak_memory(settings: BenchSettings, n: int, contestant: Contestant) -> int:
     ------
     ChildProcessError : the process ends without an answer, most often because memory ran out; the message says how.
     """
-    task = json.dumps(Task(settings, n, contestant).to_dict())
+    task = json.dumps([settings.to_dict(), n, contestant.engine, contestant.kind, contestant.budget])
     command = [sys.executable, "-m", "hyperattention_ref.bench.peak_memory", task]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | RETURN_MEMORY)
     if done.returncode:
@@ -51,9 +41,8 @@ def peak_memory(settings: BenchSettings, n: int, contestant: Contestant) -> int:
 
 def measure(task: str) -> int:
     """The task of `peak_memory`, in this process."""
-    from pydantic import TypeAdapter
-
-    settings, n, contestant = vars(TypeAdapter(Task).validate_json(task)).values()
+    options, n, *fields = json.loads(task)
+    settings, contestant = BenchSettings(**options), Contestant(*fields)
     with limited_threads(settings.threads):
         tiny = replace(settings, min_seq_len=16)
         prepare(contestant, tiny, make_heads(tiny, FAMILIES[0], 64))()

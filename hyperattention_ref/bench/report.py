@@ -20,11 +20,8 @@ class BenchReport(Result):
 
     Attributes
     ----------
-    settings : what was measured.
     environment : the machine and the versions.
-    ceilings : what the machine can do at most.
-    lengths : what was measured, by n.
-    families : error and time, by family of inputs.
+    lengths, families : the results, in the order of the settings.
     """
 
     settings: BenchSettings
@@ -67,7 +64,7 @@ class BenchReport(Result):
     def times_hyper(self, case: LengthResult, x: HostContestantResult) -> float | None:
         """The contestant's time in those of the first backend's HyperAttention."""
         hyper = case.find(WHOLE, self.settings.backends[0])
-        return x.times.median / hyper.times.median if hyper and hyper.is_right and x.is_right else None
+        return x.median / hyper.median if hyper and hyper.median and x.median else None
 
     def flops(self, x: HostContestantResult) -> float | None:
         """Floating-point operations of the products with K and V; None where the logits are not known."""
@@ -76,14 +73,12 @@ class BenchReport(Result):
     def flops_per_second(self, x: HostContestantResult) -> float | None:
         """The rate of these operations."""
         flops = self.flops(x)
-        return None if flops is None or not x.is_right else flops / x.times.median
+        return flops / x.median if flops and x.median else None
 
     def share_of_ceilings(self, x: HostContestantResult) -> float | None:
         """The least time of its products and exponentials, one after the other, over its time."""
         flops = self.flops(x)
-        if flops is None or x.logits is None or not x.is_right:
-            return None
-        return self.ceilings.share(x.times.median, flops, x.logits)
+        return self.ceilings.share(x.median, flops, x.logits) if flops and x.logits and x.median else None
 
     def to_dict(self) -> dict:
         words = {"summary": self.summary, "findings": self.findings, "wrong": self.wrong, "left_out": self.left_out}
@@ -99,13 +94,13 @@ class BenchReport(Result):
 def _findings(report: BenchReport) -> Iterator[str]:
     yield from _at_the_longest(report, report.lengths[-1])
     for case in report.families:
-        if case.best:
-            mean = case.baselines["mean"]
+        best, mean = case.best, case.baselines["mean"]
+        if best and best.relative_error is not None:
             yield (
                 f"On {wording(case.family)}, n = {case.n}, the least error of an approximation is "
-                f"{number(case.best.error)}, by {case.best.name} in {seconds(case.best.times.median)}; the mean of V "
-                f"has {number(mean)} for nothing"
-                + (", so that no approximation here is of use." if case.best.error >= mean else ".")
+                f"{number(best.relative_error)}, by {best.name} in {seconds(best.median)}; the mean of V has "
+                f"{number(mean)} for nothing"
+                + (", so that no approximation here is of use." if best.relative_error >= mean else ".")
             )
     for name, stages in report.lengths[-1].stages.items():
         longest = max(stages, key=lambda stage: stages[stage])
@@ -122,7 +117,7 @@ def _at_the_longest(report: BenchReport, case: LengthResult) -> Iterator[str]:
     if hyper is None or not hyper.is_right:
         return
     yield (
-        f"At n = {case.n} HyperAttention takes {seconds(hyper.times.median)} on {first}, "
+        f"At n = {case.n} HyperAttention takes {seconds(hyper.median)} on {first}, "
         f"{megabytes(hyper.peak_bytes)} MB beside {megabytes(case.input_bytes)} MB of inputs, with "
         f"the relative error {number(hyper.relative_error)} on Gaussian inputs, where zero has 1 and the mean "
         f"of V {number(case.baselines['mean'])}."
@@ -142,9 +137,9 @@ def seconds(x: float | None) -> str:
     return f"{number(x)} s" if x >= 1 else f"{number(1e3 * x)} ms"
 
 
-def middle_half(times: Times) -> str:
-    """The quartiles of some times."""
-    return " – ".join(map(seconds, times.quartiles))
+def middle_half(x: Times | HostContestantResult) -> str:
+    """The quartiles of a call that was timed."""
+    return " – ".join(map(seconds, x.quartiles or ()))
 
 
 def megabytes(n_bytes: int | None) -> str:

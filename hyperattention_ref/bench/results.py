@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hyperattention_ref.bench.cases import Contestant
 from hyperattention_ref.bench.check import Check
-from hyperattention_ref.bench.timing import Times
 from hyperattention_ref.foundation.results import Result
 
 
@@ -32,12 +32,6 @@ class ContestantResult(Contestant):
         """Whether the output was right, so that calls were timed."""
         return self.check is not None and self.check.is_right
 
-    @property
-    def error(self) -> float:
-        """The relative error of an output that was right."""
-        assert self.relative_error is not None
-        return self.relative_error
-
     def to_dict(self) -> dict:
         return super().to_dict() | {"name": self.name}
 
@@ -48,21 +42,14 @@ class HostContestantResult(ContestantResult):
 
     Attributes
     ----------
-    seconds : wall-clock time of every run; None where the output was wrong.
+    seconds, median, quartiles : its `Times`; None where the output was wrong.
     peak_bytes : what a call adds to the resident memory; None where that was not measured.
     """
 
     seconds: tuple[float, ...] | None = None
+    median: float | None = None
+    quartiles: tuple[float, float] | None = None
     peak_bytes: int | None = None
-
-    @property
-    def times(self) -> Times:
-        """The runs of a call that was timed."""
-        assert self.seconds is not None
-        return Times(self.seconds)
-
-    def to_dict(self) -> dict:
-        return super().to_dict() | (self.times.to_dict() if self.seconds else {})
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -71,12 +58,8 @@ class LengthResult(Result):
 
     Attributes
     ----------
-    n : the length.
-    input_bytes, output_bytes : size of the arrays.
-    contestants : every one, in order.
     baselines : relative errors of zero and of the mean of V.
-    stages : for each backend the seconds of each stage, see `measure_stages`.
-    sums : for each backend the seconds of each exact measure, see `measure_sums`.
+    stages, sums : seconds by backend, from `measure_stages` and `measure_sums`.
     """
 
     n: int
@@ -98,8 +81,6 @@ class FamilyResult(Result):
 
     Attributes
     ----------
-    family : its name.
-    n : the length.
     points : every approximation at every budget, and exact attention.
     baselines : relative errors of zero and of the mean of V.
     """
@@ -113,4 +94,4 @@ class FamilyResult(Result):
     def best(self) -> HostContestantResult | None:
         """The approximation of least error; None if n is too short for any, or none was right."""
         approximate = [x for x in self.points if x.is_right and x.budget]
-        return min(approximate, key=lambda x: x.error, default=None)
+        return min(approximate, key=lambda x: x.relative_error or math.inf, default=None)

@@ -24,7 +24,7 @@ from hyperattention_ref.bench.cases import (
     sweep,
 )
 from hyperattention_ref.bench.ceilings import Ceilings, measure_ceilings
-from hyperattention_ref.bench.device import Host
+from hyperattention_ref.bench.device import Device
 from hyperattention_ref.bench.output_checker import OutputChecker
 from hyperattention_ref.bench.peak_memory import peak_memory
 from hyperattention_ref.bench.report import BenchReport
@@ -57,7 +57,7 @@ def benchmark(settings: BenchSettings, out, progress: Step = lambda name, finish
     facts = environment(PACKAGES)
     folder = claimed_folder(out, settings, facts)
     cases: dict[str, tuple[Callable[[], Result], type[Result]]] = {
-        "ceilings": (lambda: measure_ceilings(Host(settings)), Ceilings)
+        "ceilings": (lambda: measure_ceilings(Device(settings)), Ceilings)
     }
     cases |= {f"n={n}": (partial(measure_length, settings, n), LengthResult) for n in settings.n}
     cases |= {family: (partial(measure_family, settings, family), FamilyResult) for family in settings.families}
@@ -73,7 +73,7 @@ def benchmark(settings: BenchSettings, out, progress: Step = lambda name, finish
 def measure_length(settings: BenchSettings, n: int) -> LengthResult:
     """Check, time and weigh every contestant at one length; stages of the call, and the measures if wanted."""
     heads = make_heads(settings, FAMILIES[0], n)
-    checker = OutputChecker(Host(settings), settings, heads)
+    checker = OutputChecker(Device(settings), settings, heads)
     results = tuple(
         replace(x, peak_bytes=peak_memory(settings, n, x)) if x.is_right else x
         for x in checked_and_timed(checker, contestants(settings), settings)
@@ -95,7 +95,7 @@ def measure_length(settings: BenchSettings, n: int) -> LengthResult:
 def measure_family(settings: BenchSettings, family: str) -> FamilyResult:
     """Error and time of every approximation at several budgets, on inputs of one family."""
     heads = make_heads(settings, family, settings.shown_n)
-    checker = OutputChecker(Host(settings), settings, heads)
+    checker = OutputChecker(Device(settings), settings, heads)
     points = checked_and_timed(checker, sweep(settings, heads.n), settings)
     return FamilyResult(family=family, n=heads.n, points=tuple(points), baselines=checker.baselines())
 
@@ -106,9 +106,7 @@ def checked_and_timed(
     """The result of each contestant; calls are timed where the output of the first run was right."""
     first_runs = [checker.first_run(contestant) for contestant in contestants]
     times = take_turns({x.name: call for call, x in first_runs if x.is_right}, settings.repeats, settings.seconds)
-    return [
-        HostContestantResult(**vars(x), seconds=times[x.name].seconds if x.is_right else None) for _, x in first_runs
-    ]
+    return [HostContestantResult(**vars(x), **(vars(times[x.name]) if x.is_right else {})) for _, x in first_runs]
 
 
 def claimed_folder(out, settings: Result, facts: dict) -> ResultsFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,24 +20,23 @@ PAUSE = 0.1
 
 @dataclass(frozen=True, repr=False)
 class Times(Result):
-    """The seconds of every run of a call."""
+    """The seconds of every run of a call, and what sums them up.
+
+    Attributes
+    ----------
+    quartiles : the middle half; the range where there are fewer than four runs.
+    """
 
     seconds: tuple[float, ...]
+    median: float
+    quartiles: tuple[float, float]
 
-    @property
-    def median(self) -> float:
-        return float(statistics.median(self.seconds))
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """The middle half; the range where there are fewer than four runs."""
-        if len(self.seconds) < 4:
-            return min(self.seconds), max(self.seconds)
-        low, _, high = statistics.quantiles(self.seconds, method="inclusive")
-        return low, high
-
-    def to_dict(self) -> dict:
-        return super().to_dict() | {"median": self.median, "quartiles": list(self.quartiles)}
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Times:
+        low, high = min(seconds), max(seconds)
+        if len(seconds) >= 4:
+            low, _, high = statistics.quantiles(seconds, method="inclusive")
+        return cls(tuple(seconds), float(statistics.median(seconds)), (low, high))
 
 
 @contextmanager
@@ -81,4 +80,4 @@ def take_turns(
                 continue
             time.sleep(pause)
             runs[name].append(timed(call)[1])
-    return {name: Times(tuple(times)) for name, times in runs.items()}
+    return {name: Times.of(times) for name, times in runs.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
 from hyperattention_ref.bench.cases import BenchSettings
 from hyperattention_ref.bench.ceilings import Ceilings
-from hyperattention_ref.bench.device import Host
+from hyperattention_ref.bench.device import Device
 from hyperattention_ref.foundation import registry
 
 SMALL = BenchSettings(
@@ -37,7 +37,7 @@ def plant(monkeypatch, planted, name="planted"):
 
 def check(output, truth):
     """Judge the drawn rows of an output."""
-    return truth.check(Host.rows(output, truth.rows))
+    return truth.check(Device(SMALL).rows(output, truth.rows))
 
 
 def files(folder):

@@ -12,7 +12,7 @@ import hyperattention_ref as hr
 from hyperattention_ref.backends.conformance import AttentionInputs
 from hyperattention_ref.bench.cases import Heads, contestants, make_heads, planned, prepare
 from hyperattention_ref.bench.check import bfloat, exact_rows, mean_of_values, planned_rows
-from hyperattention_ref.bench.device import Host
+from hyperattention_ref.bench.device import Device
 from tests.backends.cuda_cpp.emulation.battery import from_bfloat, on_storage, to_bfloat
 from tests.backends.cuda_cpp.emulation.device import EmulatedBackend, missing_compiler
 from tests.bench.gpu.stand_in import OnCpu
@@ -51,9 +51,11 @@ def test_drawn_rows_are_the_rows_of_the_reference(data):
         "planned": planned_rows(heads, plan, seed=1),
     }
     for name, truth in rows.items():
-        assert np.abs(Host.rows(whole[name], truth.rows) - truth.out).max() <= 1e-12 * np.abs(heads.value).max()
+        assert (
+            np.abs(Device(SMALL).rows(whole[name], truth.rows) - truth.out).max() <= 1e-12 * np.abs(heads.value).max()
+        )
         assert check(whole[name], truth).is_right
-        assert truth.relative_error(Host.rows(whole[name], truth.rows)) <= 1e-12
+        assert truth.relative_error(Device(SMALL).rows(whole[name], truth.rows)) <= 1e-12
         assert [len(set(x)) for x in truth.rows] == [min(64, heads.n)] * settings.heads
     for contestant in contestants(settings):
         truth = rows["planned" if contestant.is_planned else "exact"]

@@ -18,7 +18,7 @@ def test_a_report_is_the_arithmetic_of_its_times(report):
         assert [x.kind for x in case.contestants] == [WHOLE, PLANNED, EXACT]
         assert case.input_bytes == 3 * case.output_bytes == 3 * case.n * 8 * 4
         for x in case.contestants:
-            assert (x.seconds, x.times.median, x.times.quartiles) == ((TICK,) * 3, TICK, (TICK, TICK))
+            assert (x.seconds, x.median, x.quartiles) == ((TICK,) * 3, TICK, (TICK, TICK))
             assert (x.first_seconds, x.peak_bytes) == (TICK, 12345)
             assert report.times_hyper(case, x) == 1
             assert report.flops(x) == 32 * x.logits

@@ -35,5 +35,5 @@ def test_stages_are_differences_of_calls_on_parts_of_the_plan(monkeypatch, is_ca
         assert in_order[:, :16] == pytest.approx(first, abs=1e-5)
     seconds = {"checks": 1, "hash": 2, "make_plan": 7, "empty": 3, "blocks": 20, "blocks in order": 14, "samples": 9,
                "whole": 40}  # fmt: skip
-    monkeypatch.setattr(stages, "take_turns", lambda calls, *_: {name: Times((seconds[name],) * 2) for name in calls})
+    monkeypatch.setattr(stages, "take_turns", lambda calls, *_: {name: Times.of([seconds[name]] * 2) for name in calls})
     assert list(stages.measure_stages(settings, heads, "numpy").values()) == [1, 2, 5, 3, 11, 6, 6, 6]

@@ -32,7 +32,7 @@ def test_turns_are_taken_and_slow_calls_stop_at_three(monkeypatch):
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=9))
 def test_medians_and_quartiles_are_those_of_numpy(seconds):
-    times = timing.Times(tuple(seconds))
+    times = timing.Times.of(seconds)
     assert times.median == pytest.approx(np.median(seconds))
     ends = (0, 1) if len(seconds) < 4 else (0.25, 0.75)
     assert times.quartiles == pytest.approx(np.quantile(seconds, ends))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from hyperattention_ref.bench.cases import EXACT, GPU_BACKENDS, LEAVES, PLANNED, SDPA, WHOLE, CallSettings, Contestant
 from hyperattention_ref.foundation import inputs
@@ -56,11 +57,11 @@ class GpuSettings(Result):
     def __post_init__(self):
         for name in ("heads", "block_size", "sample_size", "min_seq_len", "repeats"):
             object.__setattr__(self, name, inputs.count(name, getattr(self, name)))
-        object.__setattr__(self, "examples", inputs.count("examples", self.examples, most=MOST_EXAMPLES))
         object.__setattr__(self, "n", tuple(sorted({inputs.count("n", n, least=2) for n in self.n})))
-        object.__setattr__(self, "dims", tuple(dict.fromkeys(inputs.count("dim", d) for d in self.dims)))
         object.__setattr__(self, "seconds", inputs.positive("seconds", self.seconds))
         object.__setattr__(self, "seed", inputs.count("seed", self.seed, least=0))
+        object.__setattr__(self, "examples", inputs.count("examples", self.examples, most=MOST_EXAMPLES))
+        object.__setattr__(self, "dims", tuple(dict.fromkeys(inputs.count("dim", d) for d in self.dims)))
         for name in ("causal", "backends"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         for name in self.backends:
@@ -112,24 +113,21 @@ def obstacles(settings: GpuSettings) -> dict[str, str]:
     return {name: reason for name in settings.backends if (reason := status[name])}
 
 
-def half_cases(settings: GpuSettings, usable: list[str], dim: int) -> Iterator[GpuCase]:
-    """The cases in bfloat16, short ones first."""
-    backends = tuple(name for name in usable if name in HALF_BACKENDS)
-    for n in settings.n if backends else ():
-        for is_causal in settings.causal:
-            if not (is_causal and n > settings.exact_up_to):
-                yield _case(settings, n, settings.heads, dim, is_causal, HALF, backends)
-
-
-def single_cases(settings: GpuSettings, usable: list[str], dim: int) -> Iterator[GpuCase]:
-    """The cases in float32."""
-    for n in settings.n:
-        for is_causal in settings.causal:
-            if n <= settings.single_up_to:
-                yield _case(settings, n, SINGLE_HEADS, dim, is_causal, SINGLE, tuple(usable))
-
-
-def _case(settings: GpuSettings, n: int, heads: int, dim: int, is_causal: bool, dtype: str, backends) -> GpuCase:
+def cases(settings: GpuSettings, usable: list[str], dim: int, dtype: str) -> Iterator[GpuCase]:
+    """The cases in one type, short ones first."""
+    is_half = dtype == HALF
+    backends = tuple(name for name in usable if name in HALF_BACKENDS or not is_half)
     names = ("block_size", "sample_size", "min_seq_len", "seed")
-    options = {name: getattr(settings, name) for name in names} | {"has_exact": n <= settings.exact_up_to}
-    return GpuCase(n=n, heads=heads, dim=dim, is_causal=is_causal, dtype=dtype, backends=backends, **options)
+    for n, is_causal in product(settings.n if backends else (), settings.causal):
+        most = settings.single_up_to if not is_half else settings.exact_up_to if is_causal else n
+        if n <= most:
+            yield GpuCase(
+                n=n,
+                heads=settings.heads if is_half else SINGLE_HEADS,
+                dim=dim,
+                is_causal=is_causal,
+                dtype=dtype,
+                backends=backends,
+                has_exact=n <= settings.exact_up_to,
+                **{name: getattr(settings, name) for name in names},
+            )

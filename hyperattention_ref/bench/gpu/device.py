@@ -18,7 +18,7 @@ import numpy as np
 
 from hyperattention_ref.backends.cuda_cpp import CupyBackend
 from hyperattention_ref.bench.cases import LEAVES, SDPA, CallSettings, Contestant, Heads, prepare
-from hyperattention_ref.bench.device import Call, Task
+from hyperattention_ref.bench.device import Call, Device, Task
 from hyperattention_ref.bench.rivals import EXTRA
 from hyperattention_ref.bench.timing import Times, take_turns, timed
 
@@ -36,7 +36,7 @@ LEAST_SECONDS, MOST_CALLS = 2e-3, 50
 """A run takes at least so long, for which a short call is made several times in a row, up to a limit."""
 
 
-class Gpu:
+class Gpu(Device):
     """One NVIDIA GPU: tensors from a seed, times by device events, peak memory, SDPA, facts."""
 
     device = "cuda"
@@ -92,26 +92,23 @@ class Gpu:
         return Heads(q, k, v, case.dim**-0.5)
 
     def on_host(self, heads: Heads) -> Heads:
-        """The same numbers for NumPy; a head moves when it is asked for."""
+        # A head moves when it is asked for.
         q, k, v = (OnHost(self.torch.as_tensor(x)) for x in heads.arrays)
         return Heads(q, k, v, heads.scale)  # type: ignore[arg-type]  # sequences of arrays are enough for `exact_rows`
 
     def rows(self, output, rows: list[np.ndarray]) -> np.ndarray:
-        """Some rows of each head of an output, (heads, rows, d_v) float64, on the host."""
         output = self.torch.as_tensor(output)
         index = self.torch.from_numpy(np.stack(rows)).to(output.device)
         heads = self.torch.arange(len(index), device=output.device)
         return output[heads[:, None], index].double().cpu().numpy()
 
     def flaw(self, output, value) -> str | None:
-        """What is wrong with an output as an array, which should be like the values; or None."""
         output, value = self.torch.as_tensor(output), self.torch.as_tensor(value)
         if output.shape != value.shape or output.dtype != value.dtype:
             return f"the output is {tuple(output.shape)} {output.dtype}, not {tuple(value.shape)} {value.dtype}"
         return None if bool(self.torch.isfinite(output).all()) else "the output has entries that are not finite"
 
     def prepare(self, contestant: Contestant, settings: CallSettings, heads: Heads) -> Call:
-        """The call to be timed."""
         if contestant.kind == SDPA:
             return self.sdpa(contestant.engine, heads, settings.is_causal)
         backend = CupyBackend(exact=contestant.engine) if contestant.kind == LEAVES else None
@@ -132,7 +129,6 @@ class Gpu:
         return call
 
     def finished(self, call: Call) -> Any:
-        """What a call returns, once the device has done it."""
         result = call()
         self.synchronize()
         return result
@@ -153,14 +149,13 @@ class Gpu:
         return {
             name: {
                 "calls_in_a_run": in_a_run[name],
-                "device": Times(tuple(device[name])),
-                "wall": Times(tuple(t / in_a_run[name] for t in wall[name].seconds)),
+                "device": Times.of(device[name]),
+                "wall": Times.of([t / in_a_run[name] for t in wall[name].seconds]),
             }
             for name in calls
         }
 
     def best_seconds(self, call: Call, runs: int) -> float:
-        """The shortest time of a call by events of the device, in some runs."""
         calls = self.calls_in_a_run(call)
         return min(self.seconds(call, calls) for _ in range(runs)) / calls
 
@@ -183,10 +178,8 @@ class Gpu:
     def release(self) -> None:
         """Give memory that is kept for later back to the device, so that one library can have what another kept."""
         self.torch.cuda.empty_cache()
-        if find_spec("cupy"):
-            import cupy
-
-            cupy.get_default_memory_pool().free_all_blocks()
+        if pool := _pool():
+            pool.free_all_blocks()
 
     def peak_bytes(self, call: Call, engine: str) -> int | None:
         """Bytes of the device that a call takes above what is there before, its output included.
@@ -198,12 +191,14 @@ class Gpu:
             return None
         self.release()
         self.torch.cuda.reset_peak_memory_stats()
-        before = self.torch.cuda.memory_allocated(), self._pool_bytes()
+        pool = _pool()
+        before, before_in_pool = self.torch.cuda.memory_allocated(), pool.total_bytes() if pool else 0
         self.finished(call)
-        return self.torch.cuda.max_memory_allocated() - before[0] + self._pool_bytes() - before[1]
+        growth = pool.total_bytes() - before_in_pool if pool else 0
+        return self.torch.cuda.max_memory_allocated() - before + growth
 
     def tasks(self) -> list[list[Task]]:
-        """For products, exponentials and copies the calls that compete.
+        """As for any device.
 
         PyTorch's exponentials come out of the second-level cache and go back there, which is slower than the units
         that compute them; a kernel of CuPy, where CuPy is installed, shows what these can do.
@@ -222,15 +217,6 @@ class Gpu:
             [(lambda: copy.copy_(copied), 2.0 * COPIED)],
         ]
 
-    @staticmethod
-    def _pool_bytes() -> int:
-        """Bytes of the device that CuPy holds."""
-        if not find_spec("cupy"):
-            return 0
-        import cupy
-
-        return cupy.get_default_memory_pool().total_bytes()
-
 
 @dataclass(frozen=True, eq=False)
 class OnHost:
@@ -248,6 +234,15 @@ class OnHost:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.tensor.shape)
+
+
+def _pool():
+    """The memory of the device that CuPy holds; None without CuPy."""
+    if not find_spec("cupy"):
+        return None
+    import cupy
+
+    return cupy.get_default_memory_pool()
 
 
 def _chain_of_exponentials() -> Callable[[Any], Any] | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from hyperattention_ref.bench.cases import EXACT, SDPA, WHOLE
+from hyperattention_ref.bench.cases import EXACT, EXTERNAL, SDPA, WHOLE
 from hyperattention_ref.bench.ceilings import Ceilings
 from hyperattention_ref.bench.gpu.cases import HALF, GpuCase, GpuSettings
 from hyperattention_ref.bench.gpu.results import ConformanceResult, GpuCaseResult, GpuContestantResult
@@ -40,14 +40,12 @@ class GpuReport(Result):
 
     Attributes
     ----------
-    settings : what was measured.
     command : the command line.
     environment : the machine, the GPU and the versions.
-    ceilings : what the GPU can do at most; None if that could not be measured.
-    conformance : for each backend what the conformance suite says.
-    cases : what was measured, in the order in which the cases ran.
-    left_out : the reason of everything that did not run.
-    failures : the error of everything that broke.
+    ceilings : of the GPU; None if they could not be measured.
+    conformance : by backend.
+    cases : in the order in which they ran.
+    left_out, failures : by name, the reason of what did not run and the error of what broke.
     """
 
     settings: GpuSettings
@@ -98,9 +96,11 @@ class GpuReport(Result):
 
     def rates(self, case: GpuCaseResult, x: GpuContestantResult) -> dict[str, float]:
         """What a call does in a second: operations and exponentials of its logits, bytes of inputs and output once."""
-        t, logits = x.device_median, x.logits or 0
-        n_bytes = case.input_bytes + case.output_bytes
-        return {"flops": 4.0 * logits * case.case.dim / t, "exponentials": logits / t, "bytes": n_bytes / t}
+        assert x.device is not None
+        assert x.logits is not None
+        amounts = {"flops": 4.0 * x.logits * case.case.dim, "exponentials": x.logits}
+        amounts["bytes"] = case.input_bytes + case.output_bytes
+        return {name: amount / x.device.median for name, amount in amounts.items()}
 
     def shares(self, case: GpuCaseResult, x: GpuContestantResult) -> dict[str, float]:
         """These rates over the ceilings; nothing without ceilings."""
@@ -116,7 +116,7 @@ class GpuReport(Result):
 
     def best_sdpa(self, case: GpuCaseResult) -> SdpaTime | None:
         """The fastest backend of SDPA, predicted where exact attention takes no part; None if there is none."""
-        times = [SdpaTime(x.median, x.engine, True) for x in case.contestants if x.kind == SDPA and x.is_right]
+        times = [SdpaTime(x.median, x.engine, True) for x in case.contestants if x.kind == SDPA and x.median]
         if times:
             return min(times)
         cases = self.groups()[case.case.group]
@@ -132,7 +132,7 @@ class GpuReport(Result):
             (other.case.n, x.median)
             for other in self.groups()[case.case.group]
             for x in other.contestants
-            if x.name == name and x.kind in (EXACT, SDPA) and x.is_right
+            if x.name == name and x.kind in (EXACT, SDPA) and x.median
         ]
         n, time = max(known, default=(0, 0.0))
         return time * (case.case.n / n) ** 2 if known else None
@@ -140,7 +140,7 @@ class GpuReport(Result):
     def times_best_sdpa(self, case: GpuCaseResult) -> float | None:
         """How many times as long as HyperAttention, plan included, the best of SDPA takes, by the wall clock."""
         hyper, best = case.find(WHOLE), self.best_sdpa(case)
-        return best.seconds / hyper.median if hyper and best else None
+        return best.seconds / hyper.median if hyper and hyper.median and best else None
 
     def to_dict(self) -> dict:
         words = {"summary": self.summary, "findings": self.findings, "wrong": self.wrong, "broken": self.broken}
@@ -157,7 +157,7 @@ class GpuReport(Result):
 
     def _failed(self, is_external: bool) -> list[str]:
         """The calls that raised an error, of PyTorch's kernels or of this library, and where and how."""
-        calls = ((case, x) for case, x in self._all() if x.failure and x.is_external == is_external)
+        calls = ((case, x) for case, x in self._all() if x.failure and (x.kind in EXTERNAL) == is_external)
         return [f"{x.name} in {case.name}: {x.failure}" for case, x in calls]
 
 
@@ -181,7 +181,7 @@ def _findings(report: GpuReport) -> Iterator[str]:
         )
     for case in report.cases:
         hyper, best = case.find(WHOLE), report.best_sdpa(case)
-        if hyper and best and case.case.n >= TARGET_CASE["n"]:
+        if hyper and hyper.median and best and case.case.n >= TARGET_CASE["n"]:
             yield _beside_sdpa(case.case, hyper.median, best)
 
 

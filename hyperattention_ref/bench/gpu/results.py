@@ -11,31 +11,16 @@ from hyperattention_ref.bench.timing import Times
 from hyperattention_ref.foundation.results import Result
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class JobResult(Result):
-    """What a job returned.
-
-    Attributes
-    ----------
-    took : its seconds, by which the time of a later job is predicted.
-    """
+@dataclass(frozen=True, repr=False)
+class GpuCeilings(Ceilings):
+    """The ceilings of a GPU, and the seconds in which they were measured."""
 
     took: float = 0.0
 
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing of this library was wrong or broke, so that the result is kept when a run resumes."""
-        return True
-
-
-@dataclass(frozen=True, repr=False)
-class GpuCeilings(JobResult, Ceilings):
-    """The ceilings of a GPU."""
-
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ConformanceResult(JobResult):
-    """What the conformance suite says of a backend.
+class ConformanceResult(Result):
+    """What the conformance suite says of a backend, in `took` seconds.
 
     Attributes
     ----------
@@ -49,10 +34,7 @@ class ConformanceResult(JobResult):
     worst_ratio: float | None = None
     failure: str | None = None
     message: str | None = None
-
-    @property
-    def is_clean(self) -> bool:
-        return self.failure is None
+    took: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -74,29 +56,19 @@ class GpuContestantResult(ContestantResult):
     device: Times | None = None
 
     @property
-    def median(self) -> float:
-        """Wall-clock seconds of a call that was timed."""
-        assert self.wall is not None
-        return self.wall.median
-
-    @property
-    def device_median(self) -> float:
-        """The same by events of the device."""
-        assert self.device is not None
-        return self.device.median
+    def median(self) -> float | None:
+        """Wall-clock seconds of a call."""
+        return self.wall.median if self.wall else None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class GpuCaseResult(JobResult):
+class GpuCaseResult(Result):
     """What was measured in one case.
 
     Attributes
     ----------
-    name : of the case.
-    case : the inputs.
-    input_bytes, output_bytes : size of the arrays.
     paths : for each backend which kernels it has for the inputs, and why no better ones; None if it does not say.
-    contestants : every one, in order.
+    took : seconds of the whole case.
     """
 
     name: str
@@ -105,10 +77,7 @@ class GpuCaseResult(JobResult):
     output_bytes: int
     paths: dict[str, dict[str, str | None] | None]
     contestants: tuple[GpuContestantResult, ...]
-
-    @property
-    def is_clean(self) -> bool:
-        return all(x.is_right for x in self.contestants if not x.is_external)
+    took: float = 0.0
 
     def find(self, kind: str) -> GpuContestantResult | None:
         """The first contestant of a kind whose output was right, or None."""

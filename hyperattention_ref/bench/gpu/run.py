@@ -10,33 +10,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from textwrap import shorten
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from hyperattention_ref.bench.cases import Contestant, Heads, available_cores
+from hyperattention_ref.bench.cases import EXTERNAL, Contestant, Heads, available_cores
 from hyperattention_ref.bench.ceilings import Ceilings, measure_ceilings
 from hyperattention_ref.bench.device import Call
-from hyperattention_ref.bench.gpu.cases import (
-    HALF,
-    HALF_BACKENDS,
-    GpuCase,
-    GpuSettings,
-    half_cases,
-    obstacles,
-    single_cases,
-)
+from hyperattention_ref.bench.gpu.cases import HALF, HALF_BACKENDS, SINGLE, GpuCase, GpuSettings, cases, obstacles
 from hyperattention_ref.bench.gpu.device import Gpu
 from hyperattention_ref.bench.gpu.report import GpuReport
-from hyperattention_ref.bench.gpu.results import (
-    ConformanceResult,
-    GpuCaseResult,
-    GpuCeilings,
-    GpuContestantResult,
-    JobResult,
-)
+from hyperattention_ref.bench.gpu.results import ConformanceResult, GpuCaseResult, GpuCeilings, GpuContestantResult
 from hyperattention_ref.bench.output_checker import OutputChecker
 from hyperattention_ref.bench.run import claimed_folder, environment
 from hyperattention_ref.bench.timing import timed
 from hyperattention_ref.foundation.registry import get_backend
+from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.pages.progress import Step
 
 PACKAGES = ("hyperattention-ref", "numpy", "numba", "numba-cuda", "torch")
@@ -49,12 +36,12 @@ CEILINGS = "ceilings"
 class Job(NamedTuple):
     """Something to run, what it returns, and what predicts its time: its series, and its size in the series."""
 
-    run: Callable[[], JobResult]
-    kind: type[JobResult]
+    run: Callable[[], Any]
+    kind: type[Result]
     series: tuple
     size: int = 1
 
-    def timed(self) -> JobResult:
+    def timed(self) -> Any:
         """The result, with the seconds that it took."""
         result, seconds = timed(self.run)
         return replace(result, took=seconds)
@@ -99,7 +86,7 @@ def benchmark_gpu(
     folder = claimed_folder(out, settings, facts)
     left_out = obstacles(settings)
     usable = [name for name in settings.backends if name not in left_out]
-    results: dict[str, JobResult] = {}
+    results: dict[str, Any] = {}
     failures: dict[str, str] = {}
     all_jobs = jobs(gpu, settings, usable)
     for i, (name, job) in enumerate(all_jobs.items()):
@@ -108,21 +95,20 @@ def benchmark_gpu(
             left_out[name] = f"the {minutes:g} minutes are over"
             continue
         try:
-            results[name] = folder.once(name, job.timed, job.kind, keep=lambda result: result.is_clean)
+            results[name] = folder.once(name, job.timed, job.kind, keep=is_clean)
         except Exception as error:  # a broken case must not take the others with it
             failures[name] = reason_of(error)
         else:
             budget.note(job, results[name].took)
-    ceilings, suites = results.get(CEILINGS), {name: results.get(f"conformance-{name}") for name in usable}
+    ceilings = results.pop(CEILINGS, None)
+    suites = {name: results.pop(f"conformance-{name}", None) for name in usable}
     return GpuReport(
         settings=settings,
         command=command,
         environment=facts,
-        ceilings=Ceilings(ceilings.flops, ceilings.exponentials, ceilings.bytes)
-        if isinstance(ceilings, GpuCeilings)
-        else None,
-        conformance={name: x for name, x in suites.items() if isinstance(x, ConformanceResult)},
-        cases=tuple(x for x in results.values() if isinstance(x, GpuCaseResult)),
+        ceilings=Ceilings(ceilings.flops, ceilings.exponentials, ceilings.bytes) if ceilings else None,
+        conformance={name: x for name, x in suites.items() if x},
+        cases=tuple(results.values()),
         left_out=left_out,
         failures=failures,
     )
@@ -138,17 +124,27 @@ def jobs(gpu: Gpu, settings: GpuSettings, usable: list[str]) -> dict[str, Job]:
             for x in names
         }
 
-    def timed_cases(cases) -> dict[str, Job]:
-        return {x.name: Job(partial(measure_case, gpu, x, settings), GpuCaseResult, x.group, x.n) for x in cases}
+    def timed_cases(dim: int, dtype: str) -> dict[str, Job]:
+        return {
+            x.name: Job(partial(measure_case, gpu, x, settings), GpuCaseResult, x.group, x.n)
+            for x in cases(settings, usable, dim, dtype)
+        }
 
     all_jobs = {CEILINGS: Job(lambda: GpuCeilings(**vars(measure_ceilings(gpu))), GpuCeilings, (CEILINGS,))}
     all_jobs |= suites(name for name in usable if name in HALF_BACKENDS)
-    all_jobs |= timed_cases(half_cases(settings, usable, first))
+    all_jobs |= timed_cases(first, HALF)
     all_jobs |= suites(name for name in usable if name not in HALF_BACKENDS)
-    all_jobs |= timed_cases(single_cases(settings, usable, first))
+    all_jobs |= timed_cases(first, SINGLE)
     for dim in others:
-        all_jobs |= timed_cases(half_cases(settings, usable, dim))
+        all_jobs |= timed_cases(dim, HALF)
     return all_jobs
+
+
+def is_clean(result) -> bool:
+    """Whether nothing of this library was wrong or broke, so that the result is kept when a run resumes."""
+    if isinstance(result, GpuCaseResult):
+        return all(x.is_right for x in result.contestants if x.kind not in EXTERNAL)
+    return getattr(result, "failure", None) is None
 
 
 def conformance(name: str, settings: GpuSettings) -> ConformanceResult:

@@ -1,15 +1,17 @@
-"""The tables of a benchmark on a GPU, and its page in Markdown."""
+"""The tables and the files of a benchmark on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from hyperattention_ref.bench.cases import EXACT, SDPA, WHOLE
+from hyperattention_ref.bench.cases import EXACT, EXTERNAL, SDPA, WHOLE
 from hyperattention_ref.bench.gpu.cases import GpuCase
 from hyperattention_ref.bench.gpu.report import GpuReport, attention
 from hyperattention_ref.bench.gpu.results import GpuCaseResult, GpuContestantResult
 from hyperattention_ref.bench.grid import Grid
 from hyperattention_ref.bench.report import megabytes, middle_half, seconds
+from hyperattention_ref.pages.files import write_json, write_whole
 from hyperattention_ref.pages.wording import number
 
 
@@ -46,6 +48,12 @@ def details(report: GpuReport) -> Iterator[Grid]:
         yield Grid(_title(cases[0].case) + ", every call", headings, lines)
 
 
+def write_report(report: GpuReport, folder: Path) -> None:
+    """Write gpu.json and results.md."""
+    write_json(folder / "gpu.json", report.to_dict())
+    write_whole(folder / "results.md", markdown(report).encode())
+
+
 def markdown(report: GpuReport) -> str:
     """The whole report as a page in Markdown."""
     parts = ["# HyperAttention on a GPU", f"```sh\n{report.command}\n```", report.summary]
@@ -72,7 +80,7 @@ def _time_cell(report: GpuReport, case: GpuCaseResult, name: str) -> str:
         time = report.predicted(case, name)
         return "–" if time is None else f"≈ {seconds(time)}"
     if x.failure:
-        return "–" if x.is_external else "FAILED"
+        return "–" if x.kind in EXTERNAL else "FAILED"
     return seconds(x.median) if x.is_right else "WRONG"
 
 
@@ -82,13 +90,13 @@ def _ratio_cells(report: GpuReport, case: GpuCaseResult) -> list[str]:
     if best is None:
         return ["–", "–"]
     mark = "" if best.is_measured or ratio is None else "≈ "
-    return [mark + number(ratio), number(exact.median / best.seconds if exact else None)]
+    return [mark + number(ratio), number(exact.median / best.seconds if exact and exact.median else None)]
 
 
 def _device_cells(case: GpuCaseResult) -> list[str]:
     """Seconds by device events and peak of HyperAttention; the inputs."""
     hyper = case.find(WHOLE)
-    cells = [seconds(hyper.device_median), megabytes(hyper.peak_bytes)] if hyper else ["–", "–"]
+    cells = [seconds(hyper.device.median), megabytes(hyper.peak_bytes)] if hyper and hyper.device else ["–", "–"]
     return [*cells, megabytes(case.input_bytes)]
 
 

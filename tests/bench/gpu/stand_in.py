@@ -9,7 +9,6 @@ import pytest
 from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
 from hyperattention_ref.bench import check, timing
 from hyperattention_ref.bench.cases import Heads
-from hyperattention_ref.bench.gpu import console as gpu_console
 from hyperattention_ref.bench.gpu import device as gpu_device
 from hyperattention_ref.bench.gpu import run as gpu_run
 from hyperattention_ref.bench.gpu.cases import GpuSettings
@@ -119,7 +118,7 @@ def set_up(patch):
     plant(patch, Planted, "numba-cuda")
     patch.setattr(gpu_device, "CupyBackend", LeavesByOthers)
     patch.setattr(gpu_run, "conformance", lambda name, settings: CONFORMS)
-    patch.setattr(gpu_console, "Gpu", OnCpu)
+    patch.setattr(gpu_device, "Gpu", OnCpu)
     patch.setattr(check, "ROWS", 8)
     ticks = iter(range(10**9))
     clock = SimpleNamespace(perf_counter=lambda: TICK * next(ticks), sleep=lambda seconds: None)

@@ -167,7 +167,7 @@ def test_the_suite_judges_a_backend_by_name(monkeypatch):
     assert result.failure.startswith("AssertionError: backend 'cupy' raised MemoryError")
     assert "is_causal=False" in result.message
     assert len(gpu_run.reason_of(ValueError("word " * 100))) <= 300
-    assert not result.is_clean
+    assert not gpu_run.is_clean(result)
     report = GpuReport(SMALL, "", {}, None, {"cupy": result}, (), {}, {})
     assert "FAILED: conformance of cupy (AssertionError: " in report.summary
 
