@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from hyperattention_ref.bench.cases import BenchSettings, available_cores
 from hyperattention_ref.pages.command import BAD_INPUT, console, refuse
 
-Lengths = Annotated[list[int], typer.Option("--n", help="Tokens; may be repeated.")]
-HeadCount = Annotated[int, typer.Option(help="Heads, one as large as the other.")]
-BlockSize = Annotated[int, typer.Option(help="Keys in a block.")]
-SampleSize = Annotated[int, typer.Option(help="Sampled keys.")]
-MinSeqLen = Annotated[int, typer.Option(help="Causal ranges up to this length are exact.")]
-Repeats = Annotated[int, typer.Option(help="Timed runs of each call.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Out = Annotated[Path, typer.Option(help="Folder of the results; a benchmark that was interrupted resumes there.")]
+Lengths = Annotated[list[int], Option("--n", help="Tokens; may be repeated.")]
+HeadCount = Annotated[int, Option(help="Heads, one as large as the other.")]
+BlockSize = Annotated[int, Option(help="Keys in a block.")]
+SampleSize = Annotated[int, Option(help="Sampled keys.")]
+MinSeqLen = Annotated[int, Option(help="Causal ranges up to this length are exact.")]
+Repeats = Annotated[int, Option(help="Timed runs of each call.")]
+Seed = Annotated[int, Option(help="Seed of everything random.")]
+Out = Annotated[Path, Option(help="Folder of the results; a benchmark that was interrupted resumes there.")]
 
 LENGTHS, BACKENDS, FAMILIES = list(BenchSettings.n), list(BenchSettings.backends), list(BenchSettings.families)
 AGAINST = ",".join(BenchSettings.against)
@@ -32,31 +33,23 @@ def add_to(cli: typer.Typer) -> None:
 def bench(
     n: Lengths = LENGTHS,
     heads: HeadCount = BenchSettings.heads,
-    dim: Annotated[int, typer.Option(help="Coordinates of a query.")] = BenchSettings.dim,
-    value_dim: Annotated[int | None, typer.Option(help="Coordinates of a value; default as of a query.")] = None,
-    causal: Annotated[bool, typer.Option("--causal", help="Causal attention.")] = False,
-    backend: Annotated[
-        list[str], typer.Option(help="Backend; may be repeated. All is compared with the first.")
-    ] = BACKENDS,
-    against: Annotated[
-        str, typer.Option(help="Attention of other packages, separated by commas, or none; extra “bench”.")
-    ] = AGAINST,
-    family: Annotated[list[str], typer.Option(help="Inputs for error against time; may be repeated.")] = FAMILIES,
+    dim: Annotated[int, Option(help="Coordinates of a query.")] = BenchSettings.dim,
+    value_dim: Annotated[int | None, Option(help="Coordinates of a value; default as of a query.")] = None,
+    causal: Annotated[bool, Option("--causal", help="Causal attention.")] = False,
+    backend: Annotated[list[str], Option(help="Backend; may be repeated. All is compared with the first.")] = BACKENDS,
+    against: Annotated[str, Option(help="Other packages, separated by commas, or none; extra “bench”.")] = AGAINST,
+    family: Annotated[list[str], Option(help="Inputs for error against time; may be repeated.")] = FAMILIES,
     block_size: BlockSize = BenchSettings.block_size,
     sample_size: SampleSize = BenchSettings.sample_size,
     min_seq_len: MinSeqLen = BenchSettings.min_seq_len,
-    dtype: Annotated[str, typer.Option(help="Type of the inputs: float32 or float64.")] = BenchSettings.dtype,
+    dtype: Annotated[str, Option(help="Type of the inputs: float32 or float64.")] = BenchSettings.dtype,
     repeats: Repeats = BenchSettings.repeats,
-    seconds: Annotated[float, typer.Option(help=PATIENCE)] = BenchSettings.seconds,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Also time the exact measures: α, κ and a step towards ‖P‖.")
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of every library alike; default: all cores that may be used.")
-    ] = None,
+    seconds: Annotated[float, Option(help=PATIENCE)] = BenchSettings.seconds,
+    measure: Annotated[bool, Option("--measure", help="Also time exact measures: α, κ, a step towards ‖P‖.")] = False,
+    threads: Annotated[int | None, Option(help="Threads of every library; default: all usable cores.")] = None,
     seed: Seed = BenchSettings.seed,
     out: Out = Path("bench"),
-    gpu: Annotated[bool, typer.Option("--gpu", hidden=True)] = False,
+    gpu: Annotated[bool, Option("--gpu", hidden=True)] = False,
 ) -> None:
     """Time HyperAttention on this machine beside exact attention and other packages, every answer checked first.
 

@@ -40,17 +40,11 @@ def grids(report: BenchReport) -> Iterator[Grid]:
     """One table for each length, one for the stages and one for the measures, where there are any."""
     for case in report.lengths:
         yield contestants_grid(report, case)
-    stages = [(case.n, case.stages) for case in report.lengths if case.stages]
-    sums = [(case.n, case.sums) for case in report.lengths if case.sums]
-    for cases, title in ((stages, "Stages of the whole call, ms"), (sums, "Exact measures of one head, ms")):
-        if cases:
-            lines = [
-                [name, str(n), *(number(1e3 * t) for t in parts.values())]
-                for n, backends in cases
-                for name, parts in backends.items()
-            ]
-            first = next(iter(cases[0][1].values()))
-            yield Grid(title, ["backend", "n", *first], lines)
+    for kind, title in (("stages", "Stages of the whole call, ms"), ("sums", "Exact measures of one head, ms")):
+        rows = [(name, case.n, parts) for case in report.lengths for name, parts in getattr(case, kind).items()]
+        if rows:
+            lines = [[name, str(n), *(number(1e3 * t) for t in parts.values())] for name, n, parts in rows]
+            yield Grid(title, ["backend", "n", *rows[0][2]], lines)
 
 
 def contestants_grid(report: BenchReport, case: LengthResult) -> Grid:

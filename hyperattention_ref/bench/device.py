@@ -69,11 +69,7 @@ class Device:
 
             ta, tb, tc, tx, ty, tcopied, tcopy = map(torch.from_numpy, (a, b, c, x, y, copied, copy))
             libraries.append(
-                (
-                    lambda: torch.matmul(ta, tb, out=tc),
-                    lambda: torch.exp(tx, out=ty),
-                    lambda: tcopy.copy_(tcopied),
-                )
+                (lambda: torch.matmul(ta, tb, out=tc), lambda: torch.exp(tx, out=ty), lambda: tcopy.copy_(tcopied))
             )
         amounts = (2 * SIDE**3, EXPONENTIALS, 2 * copied.nbytes)
         return [[(call, n) for call in calls] for calls, n in zip(zip(*libraries, strict=True), amounts, strict=True)]

@@ -14,15 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hyperattention_ref.bench.cases import (
-    FAMILIES,
-    RIVAL,
-    BenchSettings,
-    Contestant,
-    contestants,
-    make_heads,
-    sweep,
-)
+from hyperattention_ref.bench.cases import FAMILIES, RIVAL, BenchSettings, Contestant, contestants, make_heads, sweep
 from hyperattention_ref.bench.ceilings import Ceilings, measure_ceilings
 from hyperattention_ref.bench.device import Device
 from hyperattention_ref.bench.output_checker import OutputChecker

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from hyperattention_ref.bench.command import BlockSize, HeadCount, Lengths, MinSeqLen, Out, Repeats, SampleSize, Seed
 from hyperattention_ref.bench.gpu.cases import GpuSettings, obstacles
@@ -25,15 +26,15 @@ def add_to(cli: typer.Typer) -> None:
 def bench_gpu(
     n: Lengths = LENGTHS,
     heads: HeadCount = GpuSettings.heads,
-    dim: Annotated[list[int], typer.Option(help="Head dimension; may be repeated, the most important first.")] = DIMS,
-    causal: Annotated[bool, typer.Option("--causal", help="Causal attention only; by default both kinds.")] = False,
-    backend: Annotated[list[str], typer.Option(help="Backend: cupy or numba-cuda.")] = BACKENDS,
+    dim: Annotated[list[int], Option(help="Head dimension; may be repeated, the most important first.")] = DIMS,
+    causal: Annotated[bool, Option("--causal", help="Causal attention only; by default both kinds.")] = False,
+    backend: Annotated[list[str], Option(help="Backend: cupy or numba-cuda.")] = BACKENDS,
     block_size: BlockSize = GpuSettings.block_size,
     sample_size: SampleSize = GpuSettings.sample_size,
     min_seq_len: MinSeqLen = GpuSettings.min_seq_len,
     repeats: Repeats = GpuSettings.repeats,
     seed: Seed = GpuSettings.seed,
-    minutes: Annotated[float, typer.Option(help="What would end later is left out, and named.")] = 8.0,
+    minutes: Annotated[float, Option(help="What would end later is left out, and named.")] = 8.0,
     out: Out = Path("bench-gpu"),
 ) -> None:
     """Time the GPU backends on this machine's GPU beside PyTorch's SDPA, every answer checked first.
@@ -80,7 +81,7 @@ def run(out: Path, settings: GpuSettings, minutes: float, command: str) -> bool:
         raise ValueError(f"bench-gpu cannot run here: {obstacle}")
     terminal = console(150)
     with progress_bar(terminal) as step:
-        report = benchmark_gpu(Gpu(), settings, out, minutes=minutes, command=command, progress=step)
+        report = benchmark_gpu(Gpu(), settings, out, step, minutes=minutes, command=command)
     write_report(report, out)
     print_report(terminal, overviews(report), report, report.absent)
     terminal.print("Every number is in", out / "results.md", "and", out / "gpu.json", highlight=False, soft_wrap=True)

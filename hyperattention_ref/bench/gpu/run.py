@@ -66,15 +66,7 @@ class Budget:
         self.rates[job.series] = seconds / job.size
 
 
-def benchmark_gpu(
-    gpu: Gpu,
-    settings: GpuSettings,
-    out,
-    *,
-    minutes: float,
-    command: str,
-    progress: Step = lambda name, finished, total: None,
-) -> GpuReport:
+def benchmark_gpu(gpu: Gpu, settings: GpuSettings, out, progress: Step, *, minutes: float, command: str) -> GpuReport:
     """Run every case that has no result in `out` yet, the most important first, as long as the minutes last.
 
     Raises
@@ -100,18 +92,10 @@ def benchmark_gpu(
             failures[name] = reason_of(error)
         else:
             budget.note(job, results[name].took)
-    ceilings = results.pop(CEILINGS, None)
-    suites = {name: results.pop(f"conformance-{name}", None) for name in usable}
-    return GpuReport(
-        settings=settings,
-        command=command,
-        environment=facts,
-        ceilings=Ceilings(ceilings.flops, ceilings.exponentials, ceilings.bytes) if ceilings else None,
-        conformance={name: x for name, x in suites.items() if x},
-        cases=tuple(results.values()),
-        left_out=left_out,
-        failures=failures,
-    )
+    measured = results.pop(CEILINGS, None)
+    ceilings = Ceilings(measured.flops, measured.exponentials, measured.bytes) if measured else None
+    suites = {name: suite for name in usable if (suite := results.pop(f"conformance-{name}", None))}
+    return GpuReport(settings, command, facts, ceilings, suites, tuple(results.values()), left_out, failures)
 
 
 def jobs(gpu: Gpu, settings: GpuSettings, usable: list[str]) -> dict[str, Job]:
