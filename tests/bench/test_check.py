@@ -9,7 +9,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 import hyperattention_ref as hr
-from hyperattention_ref.backends.conformance import AttentionInputs
+from hyperattention_ref.backends.conformance.examples import AttentionInputs
 from hyperattention_ref.bench.cases import Heads, contestants, make_heads, planned, prepare
 from hyperattention_ref.bench.check import bfloat, exact_rows, mean_of_values, planned_rows
 from hyperattention_ref.bench.device import Device
