@@ -19,8 +19,35 @@ from hyperattention_ref.plan.head_plan import Rectangle
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ApproxDResult(Result):
-    """D̃ of Algorithm 2 and all that was drawn or decided on the way; every logarithm is natural.
+class Parameters(Result):
+    """The parameters of Algorithm 2, as in `approx_d`; out of range they are refused."""
+
+    kappa: float
+    epsilon: float
+    m: int
+    alpha: float | None
+    scale: float
+    cap_constant: float
+    rescale_rows: bool
+    pilot_size: int = PILOT_SIZE
+
+    def __post_init__(self):
+        checked = {
+            "kappa": inputs.at_least("kappa", self.kappa, 1.0),
+            "epsilon": inputs.positive("epsilon", self.epsilon),
+            "m": inputs.count("m", self.m),
+            "alpha": None if self.alpha is None else inputs.positive("alpha", self.alpha),
+            "scale": inputs.finite("scale", self.scale),
+            "cap_constant": inputs.positive("cap_constant", self.cap_constant, allow_infinite=True),
+            "pilot_size": inputs.count("pilot_size", self.pilot_size),
+        }
+        for name, x in checked.items():
+            object.__setattr__(self, name, x)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ApproxDResult(Parameters):
+    """D̃ of Algorithm 2, its parameters, and all that was drawn or decided on the way; every logarithm is natural.
 
     With row rescaling the algorithm runs on E A, E = diag(exp(-log_pilot)): `log_tau`, `log_caps` and `log_floor`
     belong to E A, `log_d` to A.
@@ -36,7 +63,6 @@ class ApproxDResult(Result):
     log_pilot : (n_q,) log of the pilot estimates 1/E_ii; zeros without row rescaling.
     n_capped : number of unmasked sampled entries above their cap, repeated draws counted.
     n_floored : number of rows whose estimate d_i was below the floor.
-    kappa, epsilon, alpha, m, cap_constant, scale : the arguments.
     meets_epsilon, meets_alpha : whether the stated preconditions epsilon > 1/kappa^4 and alpha > epsilon^2 kappa hold
         (None without alpha). They are recorded, not required: the proof does not use them.
     """
@@ -50,12 +76,6 @@ class ApproxDResult(Result):
     log_pilot: np.ndarray
     n_capped: int
     n_floored: int
-    kappa: float
-    epsilon: float
-    alpha: float | None
-    m: int
-    cap_constant: float
-    scale: float
     meets_epsilon: bool
     meets_alpha: bool | None
 
@@ -130,33 +150,6 @@ def approx_d(
     return approx_d_core(q, k, mask, parameters, inputs.generator(rng), chosen)
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """The parameters of Algorithm 2, as in `approx_d`; out of range they are refused."""
-
-    kappa: float
-    epsilon: float
-    m: int
-    alpha: float | None
-    scale: float
-    cap_constant: float
-    rescale_rows: bool
-    pilot_size: int = PILOT_SIZE
-
-    def __post_init__(self):
-        checked = {
-            "kappa": inputs.at_least("kappa", self.kappa, 1.0),
-            "epsilon": inputs.positive("epsilon", self.epsilon),
-            "m": inputs.count("m", self.m),
-            "alpha": None if self.alpha is None else inputs.positive("alpha", self.alpha),
-            "scale": inputs.finite("scale", self.scale),
-            "cap_constant": inputs.positive("cap_constant", self.cap_constant, allow_infinite=True),
-            "pilot_size": inputs.count("pilot_size", self.pilot_size),
-        }
-        for name, x in checked.items():
-            object.__setattr__(self, name, x)
-
-
 def approx_d_core(
     q, k, mask: Rectangle | np.ndarray, parameters: Parameters, rng: np.random.Generator, backend: Backend
 ) -> ApproxDResult:
@@ -190,6 +183,7 @@ def approx_d_core(
     log_d = logaddexp(log_h, np.where(covered, -inf, np.maximum(log_estimate, log_floor)))
     # line 5: D̃ = diag(d̃)
     return ApproxDResult(
+        **vars(p),
         log_d=log_d + sums.log_pilot,
         subset=subset,
         samples=samples,
@@ -199,12 +193,6 @@ def approx_d_core(
         log_pilot=sums.log_pilot,
         n_capped=int(n_capped.sum()),
         n_floored=int(np.sum(~covered & (log_estimate < log_floor))),
-        kappa=p.kappa,
-        epsilon=p.epsilon,
-        alpha=p.alpha,
-        m=p.m,
-        cap_constant=p.cap_constant,
-        scale=p.scale,
         meets_epsilon=p.epsilon > p.kappa**-4,
         meets_alpha=None if p.alpha is None else p.alpha > p.epsilon**2 * p.kappa,
     )
