@@ -39,6 +39,7 @@ from .device import (
     weighted_bytes,
     width_of,
 )
+from .leaves import carried_state, leaves_attention, leaves_obstacle
 from .memory import CudaMemory
 from .sort_lsh import DrawnIndices, Hyperplanes, SortingOnDevice, hash_sides
 from .tables import (
@@ -50,13 +51,7 @@ from .tables import (
     head_sides,
     plan_tables,
 )
-from .torch_attention import (
-    PRIMITIVES,
-    ExactPrimitive,
-    carried_state,
-    leaves_attention,
-    leaves_obstacle,
-)
+from .torch_attention import PRIMITIVES, ExactPrimitive
 
 PATHS = ("auto", "portable", "tensor")
 TENSOR_THREADS = 128
