@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.backend import AttentionSums
 from hyperattention_ref.foundation.memory import library_of
 from hyperattention_ref.plan.head_plan import Rectangle
@@ -23,51 +24,28 @@ from .device import (
     MAX_LENGTH,
     MAX_WIDTH,
     STORAGE,
-    THREADS,
-    TILE,
     Device,
     Kernel,
     Layouts,
-    integers,
     launch,
     real,
-    real_bytes,
-    row_bytes,
     storage,
-    tiles,
     transposed_kernel,
-    weighted_bytes,
     width_of,
 )
 from .leaves import carried_state, leaves_attention, leaves_obstacle
 from .memory import CudaMemory
-from .sort_lsh import DrawnIndices, Hyperplanes, SortingOnDevice, hash_sides
-from .tables import (
-    DrawnTables,
-    Tables,
-    block_numbers,
-    drawn_tables,
-    exact_tables,
-    head_sides,
-    plan_tables,
-)
+from .sort_lsh import DrawnIndices, Hyperplanes, hash_sides
+from .tables import Tables, drawn_tables, exact_tables, head_sides, plan_tables
 from .torch_attention import PRIMITIVES, ExactPrimitive
 
 PATHS = ("auto", "portable", "tensor")
 TENSOR_THREADS = 128
-TENSOR_TABLES = 192  # bytes of shared memory for the parts of a sweep and the places of its matrices
 ROOMY = 160_000  # bytes of shared memory that a block may have on GPUs where a multiprocessor has more than twice 64 KB
 MAX_ROWS = 2**31 - 1  # of all heads together
 MAX_STRIDE = 2**30  # elements from one row to the next, for tensor cores
 
-
-class Launched(NamedTuple):
-    """An attention kernel and how it is launched: queries in a tile, threads and bytes of shared memory of a block."""
-
-    kernel: Kernel
-    rows: int
-    threads: int
-    tile_bytes: int
+AnyTables = TypeVar("AnyTables", bound=Tables)
 
 
 class AttentionPath(NamedTuple):
@@ -104,90 +82,90 @@ class CudaBackend:
         with self.device.scope(rows):
             *lead, n, _ = rows.shape
             codes = self.device.empty((*lead, n), "int64", like=rows)
-            heads = math.prod(lead)
-            sides = self.device.upload(head_sides(heads, n))
+            sides = head_sides(math.prod(lead), n).uploaded(self.device)
             uploaded = Hyperplanes.of(self.device, np.asarray(planes)[None], rows, self.path)
-            hash_sides(self.device, self.layouts, rows, sides, (heads, n), uploaded, codes)
+            hash_sides(self.layouts, rows, sides, uploaded, codes)
             return codes.owner
 
     def exact_attention(self, q, k, v, *, scale, is_causal):
         arrays = self._views(query=q, key=k, value=v)
         with self.device.scope(arrays[0]):
             *lead, n_q, _ = arrays[0].shape
-            n_k = arrays[1].shape[-2]
-            if is_causal and n_q != n_k:
-                raise ValueError(f"is_causal with {n_q} queries and {n_k} keys; causal attention needs equal lengths")
             if self.exact:
-                return self._by_primitive(arrays, ((0, n_q),), scale, is_causal)
-            tables = self._upload(exact_tables(math.prod(lead), n_q, n_k, is_causal))
-            return self._results(self._run(tables, self._begin(arrays, tables.carries, scale)))
+                return self._by_primitive(self.exact, arrays, ((0, n_q),) if is_causal else (), scale)
+            tables = exact_tables(math.prod(lead), n_q, arrays[1].shape[-2], is_causal)
+            return self._attend(arrays, tables.uploaded(self.device), scale)
 
     def planned_attention(self, q, k, v, plan, *, scale):
         arrays = self._views(query=q, key=k, value=v)
         with self.device.scope(arrays[0]):
-            begun = None
+            leaf_results = None
             if self.exact and plan.is_causal:
                 leaves = {head.leaves for head in plan.heads}
                 if len(leaves) > 1:
                     raise ValueError(f"the exact primitive {self.exact.name!r} needs one set of leaves for all heads")
-                begun = self._by_primitive(arrays, leaves.pop(), scale, True)
-            tables = self._kept(plan, lambda: self._upload(plan_tables(plan, leaves=not begun)))
-            return self._results(self._run(tables, self._begin(arrays, tables.carries, scale, begun)))
+                leaf_results = self._by_primitive(self.exact, arrays, leaves.pop(), scale)
+            tables = self._uploaded(plan, lambda: plan_tables(plan, leaves=not leaf_results))
+            return self._attend(arrays, tables, scale, leaf_results=leaf_results)
 
-    def drawn_attention(self, q, k, v, noise, planner, *, scale, extremes=None):
+    def drawn_attention(self, q, k, v, noise, planner, *, scale, extremes):
         """(out, lse) of the attention of the Plan that `planner` makes from this noise, without a Plan on the host.
 
-        Paper: the practical algorithm, steps 1 to 4. Hash codes, orders and block numbers come into being on the
-        device, before each wave of sweeps its own; the host sends hyperplanes and sampled keys. The results have the
-        bits of `planned_attention` with the plan that `make_plan` makes on this backend.
+        Paper: the practical algorithm, steps 1 to 4. The device computes hash codes, orders and block numbers before
+        the wave of sweeps that needs them; the host sends hyperplanes and sampled keys. The results have the bits of
+        `planned_attention` with the plan that `make_plan` makes on this backend.
 
         Parameters
         ----------
         q, k, v, scale : as in `planned_attention`.
-        noise : a function that gives the Draw (heads, rectangles, ...) of `planner.noise`. It is called once the leaves
-            have been launched, so that the host draws while the device computes them.
-        planner : a `recipe.Planner` whose recipe is plain.
-        extremes : the `inputs.Extremes` of query, key and value, to be begun here: of queries and keys hashing finds
-            them, if it sees all of these. Nobody has looked at them yet; bad entries make bad results, nothing worse.
+        noise : a function that returns the Draw of all heads, (heads, rectangles, ...): `planner.noise` with its
+            arguments. It is called once the leaves have been launched: the host draws while the device computes them.
+        planner : a Planner whose recipe is plain (`Recipe.is_plain`). What is read: `is_causal`, `leaves`, `places`,
+            and `block_size`, `sample_size` and `lsh_bits` of `recipe`.
+        extremes : the `foundation.extremes.Extremes` of query, key and value. They have not been checked: the search
+            for large and non-finite entries begins here, and the caller refuses them after the call. Hashing finds the
+            largest entries of query and key where it reads all their rows, that is, if not causal.
         """
         arrays = self._views(query=q, key=k, value=v)
         with self.device.scope(arrays[0]):
             query, key, _ = arrays
-            hashed = None if planner.is_causal else extremes  # no rectangle has the first queries or the last keys
-            if extremes:
-                extremes.begin(*(["value"] if hashed else ["query", "key", "value"]))
-            leaves, recipe, begun = planner.leaves, planner.recipe, None
-            if self.exact and leaves:
-                begun = self._by_primitive(arrays, leaves, scale, True)
-            tables = drawn_tables(
+            extremes.begin(*(["query", "key", "value"] if planner.is_causal else ["value"]))
+            leaf_results = None
+            if self.exact and planner.is_causal:
+                leaf_results = self._by_primitive(self.exact, arrays, planner.leaves, scale)
+            open_tables = drawn_tables(
                 math.prod(query.shape[:-2]),
                 query.shape[-2],
-                key.shape[-2],
-                leaves,
+                planner.leaves,
                 planner.places,
-                block_size=recipe.block_size,
-                sample_size=recipe.sample_size,
-                begun=bool(begun),
+                block_size=planner.recipe.block_size,
+                sample_size=planner.recipe.sample_size,
+                resumes=leaf_results is not None,
             )
-            there = self._kept(tables, lambda: self._upload(tables))
-            made = tables, there.sorting, planner, noise, self.path, hashed
-            drawn = DrawnIndices(self.device, self.layouts, query, key, *made)
-            return self._results(self._run(there, self._begin(arrays, there.carries, scale, begun), drawn))
+            tables = self._uploaded(open_tables, lambda: open_tables)
+            drawn = DrawnIndices(
+                self.layouts,
+                tables,
+                query=query,
+                key=key,
+                planner=planner,
+                noise=noise,
+                path=self.path,
+                extremes=None if planner.is_causal else extremes,
+            )
+            return self._attend(arrays, tables, scale, leaf_results=leaf_results, drawn=drawn)
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
         query, key = self._views(query=q, key=k)
         with self.device.scope(query):
-            n_q, n_k, d = query.shape[0], key.shape[0], query.shape[1]
+            (n_q, d), n_k = query.shape, key.shape[0]
             rows = [self.device.empty((n_q,), real(query), like=query) for _ in range(5)]
             columns = [self.device.empty((n_k,), real(query), like=query) for _ in range(2)]
-            head = [*self.layouts.matrix(query), *self.layouts.matrix(key), *integers(n_q, n_k, d)]
-            head += [np.float64(scale), np.int32(is_causal)]
+            pair = [*self.layouts.matrix(query), *self.layouts.matrix(key), n_q, n_k, d, float(scale), is_causal]
             kernel = Kernel("row_sums.cu", "row_sums", (storage(query),))
-            args = [*head, *self._mask(mask, n_q, n_k), *rows]
-            launch(self.device, kernel, row_bytes(query), (1, tiles(n_q)), args)
+            launch(self.device, kernel, (1, n_q), [*pair, *self._mask(mask), *rows])
             kernel = Kernel("columns.cu", "column_sums", (storage(query), f"WIDTH={width_of(1)}"))
-            tile_bytes = weighted_bytes(query, width_of(1))
-            launch(self.device, kernel, tile_bytes, (1, tiles(n_k)), [*head, rows[0], *columns])
+            launch(self.device, kernel, (1, n_k), [*pair, rows[0], *columns])
             fields = ("log_total", "log_unmasked", "entropy", "column_sums", "column_squares")
             return AttentionSums(
                 **{name: x.owner for name, x in zip(fields, (*rows[:3], *columns), strict=True)},
@@ -198,26 +176,24 @@ class CudaBackend:
     def transposed_attention(self, q, k, y, lse, *, scale, is_causal):
         query, key, values = self._views(query=q, key=k, y=y)
         with self.device.scope(query):
-            n_q, n_k, d, width = query.shape[0], key.shape[0], query.shape[1], values.shape[1]
+            (n_q, d), n_k, width = query.shape, key.shape[0], values.shape[1]
             product = self.device.empty((n_k, width), real(query), like=query)
             args = [x for array in (query, key, values) for x in self.layouts.matrix(array)]
-            args += [*integers(n_q, n_k, d, width), np.float64(scale), np.int32(is_causal)]
-            args += [self._row_data("lse", lse, real(query)), product]
-            launch(self.device, *transposed_kernel(query, width), (1, tiles(n_k)), args)
+            args += [n_q, n_k, d, width, float(scale), is_causal, self._row_data("lse", lse, real(query)), product]
+            launch(self.device, transposed_kernel(query, width), (1, n_k), args)
             return product.owner
 
     def capped_sums(self, q, k, mask, samples, log_caps, *, scale):
         query, key = self._views(query=q, key=k)
         with self.device.scope(query):
-            n_q, n_k, d = query.shape[0], key.shape[0], query.shape[1]
+            (n_q, d), n_k = query.shape, key.shape[0]
             log_sums = self.device.empty((n_q,), real(query), like=query)
             n_capped = self.device.empty((n_q,), "int64", like=query)
             samples = self.device.upload(np.ascontiguousarray(samples, np.int32))
-            args = [*self.layouts.matrix(query), *self.layouts.matrix(key), *integers(n_q, n_k, d), np.float64(scale)]
-            args += [samples, np.int32(samples.size), *self._mask(mask, n_q, n_k)]
+            args = [*self.layouts.matrix(query), *self.layouts.matrix(key), n_q, n_k, d, float(scale)]
+            args += [samples, samples.size, *self._mask(mask)]
             args += [self._row_data("log_caps", log_caps, real(query)), log_sums, n_capped]
-            kernel = Kernel("capped_sums.cu", "capped_sums", (storage(query),))
-            launch(self.device, kernel, row_bytes(query), (1, tiles(n_q)), args)
+            launch(self.device, Kernel("capped_sums.cu", "capped_sums", (storage(query),)), (1, n_q), args)
             return log_sums.owner, n_capped.owner
 
     def attention_path(self, q, k, v) -> AttentionPath:
@@ -225,15 +201,18 @@ class CudaBackend:
 
         A ValueError where path="tensor" is impossible, as in the call itself.
         """
-        views = self._views(query=q, key=k, value=v)
-        with self.device.scope(views[0]):
-            obstacle = self._tensor_obstacle(*views)
+        *arrays, _ = inputs.measured_heads(q, k, v, memory=self.memory)
+        with self.device.scope(arrays[0]):
+            return self._path(*arrays)
+
+    def _path(self, q: DeviceArray, k: DeviceArray, v: DeviceArray) -> AttentionPath:
+        obstacle = self._tensor_obstacle(q, k, v)
         if self.path == "tensor" and obstacle:
             raise ValueError(f"path='tensor' is impossible: {obstacle}; use path='auto' or 'portable'")
         if self.path == "portable":
             obstacle = "path='portable' was asked for"
-        elif self.path == "auto" and views[0].dtype != "bfloat16":
-            obstacle = f"path='auto' takes tensor cores for bfloat16 only, and query has dtype {views[0].dtype}"
+        elif self.path == "auto" and q.dtype != "bfloat16":
+            obstacle = f"path='auto' takes tensor cores for bfloat16 only, and query has dtype {q.dtype}"
         return AttentionPath("portable" if obstacle else "tensor", obstacle)
 
     def _tensor_obstacle(self, q: DeviceArray, k: DeviceArray, v: DeviceArray) -> str | None:
@@ -251,104 +230,84 @@ class CudaBackend:
                 return f"{name} has strides {x.strides}; rows less than 2 GiB apart are needed"
         return None
 
-    def _begin(self, arrays: list[DeviceArray], carries: bool, scale: float, begun=None) -> Attending:
-        """Memory for the results and for the states in between, and what every launch passes on.
+    def _attend(
+        self,
+        arrays: list[DeviceArray],
+        tables: Tables,
+        scale: float,
+        *,
+        leaf_results: tuple | None = None,
+        drawn: DrawnIndices | None = None,
+    ):
+        """(out, lse): the waves of sweeps of uploaded tables.
 
-        `begun` is (out, lse) of all queries so far, in memory that the results may take.
+        `leaf_results` is (out, lse) of the leaves, whose memory the results take. `drawn` fills in the indices of each
+        wave where the tables do not have them.
         """
         q, k, v = arrays
-        d, d_v = q.shape[-1], v.shape[-1]
-        if begun:
-            carried = self.device.view("the state", carried_state(begun[0], begun[1], d_v))
-            out, lse = (self.device.view("a result", x) for x in begun)
+        (*lead, n_q, d), d_v = q.shape, v.shape[-1]
+        if leaf_results:
+            out, lse = (self.device.view("a result", x) for x in leaf_results)
+            state = self.device.view("the state", carried_state(*leaf_results))
         else:
-            out = self.device.empty((*q.shape[:-1], d_v), q.dtype, like=q)
-            lse = self.device.empty(q.shape[:-1], real(q), like=q)
-            carried = self.device.empty((math.prod(q.shape[:-1]) if carries else 0, d_v + 2), real(q))
+            out = self.device.empty((*lead, n_q, d_v), q.dtype, like=q)
+            lse = self.device.empty((*lead, n_q), real(q), like=q)
+            state = self.device.empty((math.prod(lead) * n_q if tables.carries else 0, d_v + 2), real(q))
+        kernel = self._attention_kernel(q, k, v)
         matrices = [x for array in arrays for x in self.layouts.matrix(array)]
-        rest = [np.int64(q.shape[-2]), *integers(d, d_v), np.float64(scale), out, lse, carried]
-        return Attending(self._attention_kernel(q, k, v), matrices, rest, out, lse)
+        for number, wave in enumerate(tables.waves):
+            indices = drawn.before(number) if drawn else tables.indices
+            args = [*matrices, wave.sweeps.records, tables.segments, indices, tables.weights]
+            args += [np.int64(n_q), d, d_v, float(scale), out, lse, state]
+            launch(self.device, kernel, wave.sweeps.grid, args)
+        return out.owner, lse.owner
 
-    def _run(self, tables: OnDevice, state: Attending, drawn: DrawnIndices | None = None) -> Attending:
-        """Run the waves of sweeps; `drawn` makes the indices of each wave where the tables do not hold them."""
-        (kernel, rows, threads, tile_bytes), indices = state.kernel, tables.indices
-        for number, (sweeps, n_sweeps, longest) in enumerate(tables.waves):
-            if drawn:
-                indices = drawn.before(number)
-            args = [*state.matrices, sweeps, tables.segments, indices, tables.weights, *state.rest]
-            launch(self.device, kernel, tile_bytes, (n_sweeps, tiles(longest, rows)), args, threads)
-        return state
-
-    def _results(self, state: Attending):
-        return state.out.owner, state.lse.owner
-
-    def _by_primitive(self, arrays: list[DeviceArray], leaves, scale: float, is_causal: bool):
-        """(out, lse) of exact attention by the primitive: of all keys, or if causal inside each leaf."""
-        assert self.exact is not None
-        wrong = [x for x in arrays if library_of(x.owner) != "torch"]
-        if wrong:
-            kind = f"{library_of(wrong[0].owner)}.{type(wrong[0].owner).__name__}"
+    def _by_primitive(self, primitive: ExactPrimitive, arrays: list[DeviceArray], leaves, scale: float):
+        """(out, lse) of exact attention by the primitive: causal inside each leaf; of all pairs if there are none."""
+        foreign = [x for x in arrays if library_of(x.owner) != "torch"]
+        if foreign:
+            kind = f"{library_of(foreign[0].owner)}.{type(foreign[0].owner).__name__}"
             raise TypeError(
-                f"the exact primitive {self.exact.name!r} takes torch tensors, and an array is a {kind}: pass "
+                f"the exact primitive {primitive.name!r} takes torch tensors, and an array is a {kind}: pass "
                 "torch.from_dlpack of it, or leave `exact` out"
             )
         q, k, v = (torch_view(x) for x in arrays)
-        if is_causal:
-            reason = leaves_obstacle(self.exact, q, k, v, leaves, scale=scale)
+        if leaves:
+            reason = leaves_obstacle(primitive, q, k, v, leaves, scale=scale)
         else:
-            reason = self.exact.obstacle(q, k, v, is_causal=False, scale=scale)
+            reason = primitive.obstacle(q, k, v, is_causal=False, scale=scale)
         if reason:
-            raise ValueError(f"the exact primitive {self.exact.name!r} cannot run: {reason}")
-        if is_causal:
-            return leaves_attention(self.exact, q, k, v, leaves, scale=scale)
-        return self.exact(q, k, v, scale=scale, is_causal=False)
+            raise ValueError(f"the exact primitive {primitive.name!r} cannot run: {reason}")
+        if leaves:
+            return leaves_attention(primitive, q, k, v, leaves, scale=scale)
+        return primitive(q, k, v, scale=scale, is_causal=False)
 
-    def _attention_kernel(self, q: DeviceArray, k: DeviceArray, v: DeviceArray) -> Launched:
-        if self.attention_path(q, k, v).path == "tensor":
+    def _attention_kernel(self, q: DeviceArray, k: DeviceArray, v: DeviceArray) -> Kernel:
+        if self._path(q, k, v).path == "tensor":
             return tensor_kernel(q.dtype, q.shape[-1], v.shape[-1], self.device.shared_limit())
-        width = width_of(v.shape[-1])
-        tile_bytes = weighted_bytes(q, width) + 2 * 4 * TILE + real_bytes(q) * TILE
-        return Launched(Kernel("attend.cu", "attend", (storage(q), f"WIDTH={width}")), TILE, THREADS, tile_bytes)
+        return Kernel("attend.cu", "attend", (storage(q), f"WIDTH={width_of(v.shape[-1])}"))
 
     def _views(self, **arrays) -> list[DeviceArray]:
-        """The caller's arrays, checked: on one device, of one known dtype, of shapes that fit."""
-        named = {name: self.memory.view(name, x) for name, x in arrays.items()}
-        require_one(named, "device")
-        require_one(named, "dtype")
-        views = list(named.values())
-        for name, x in named.items():
-            if x.ndim < 2 or 0 in x.shape:
-                raise ValueError(f"{name} has shape {x.shape}; it must be (..., n, d) with no empty dimension")
-            if x.shape[:-2] != views[0].shape[:-2]:
-                raise ValueError(f"{name} has leading shape {x.shape[:-2]}; it must be {views[0].shape[:-2]}")
+        """The caller's arrays, which have been checked; refused is what only these kernels do not take."""
+        views = {name: self.memory.view(name, x) for name, x in arrays.items()}
+        require_one(views, "device")
+        for name, x in views.items():
             if x.shape[-2] > MAX_LENGTH:
                 raise ValueError(f"{name} has {x.shape[-2]} rows; the CUDA kernels take at most {MAX_LENGTH}")
             if math.prod(x.shape[:-1]) > MAX_ROWS:
                 raise ValueError(f"{name} has shape {x.shape}, over {MAX_ROWS} rows; pass fewer heads at a time")
-        if "key" in named and named["key"].shape[-1] != views[0].shape[-1]:
-            raise ValueError(f"query has d = {views[0].shape[-1]} and key {named['key'].shape[-1]}; make them equal")
-        for name, rows in (("value", "key"), ("y", "query")):
-            if name not in named:
-                continue
-            (n, width), needed = named[name].shape[-2:], named[rows].shape[-2]
-            if n != needed:
-                raise ValueError(f"{name} has {n} rows and {rows} {needed}; make them equal")
-            if width > MAX_WIDTH:
-                raise ValueError(f"{name} has {width} columns; the CUDA kernels take at most {MAX_WIDTH}")
-        return views
+            if name in ("value", "y") and x.shape[-1] > MAX_WIDTH:
+                raise ValueError(f"{name} has {x.shape[-1]} columns; the CUDA kernels take at most {MAX_WIDTH}")
+        return list(views.values())
 
-    def _mask(self, mask, n_q: int, n_k: int) -> list:
-        """The mask as block numbers of views, or as a dense matrix of bytes."""
-        nothing = np.uint64(0)
+    def _mask(self, mask) -> list:
+        """The mask as arguments: block numbers of views, how many views, and a dense matrix of bytes."""
         if mask is None:
-            return [nothing, nothing, np.int32(0), nothing]
+            return [None, None, 0, None]
         if isinstance(mask, Rectangle):
-            query_blocks, key_blocks = block_numbers(mask)
-            uploaded = self.device.upload(query_blocks), self.device.upload(key_blocks)
-            return [*uploaded, np.int32(len(query_blocks)), nothing]
-        if mask.shape != (n_q, n_k):
-            raise ValueError(f"mask has shape {mask.shape}; it must be (n_q, n_k) = {(n_q, n_k)}")
-        return [nothing, nothing, np.int32(0), self.device.upload(np.ascontiguousarray(mask, np.uint8))]
+            blocks = mask.block_numbers(exact_keys=True)
+            return [*map(self.device.upload, blocks), len(blocks[0]), None]
+        return [None, None, 0, self.device.upload(np.ascontiguousarray(mask, np.uint8))]
 
     def _row_data(self, name: str, x, dtype: str) -> DeviceArray:
         """One number for each row, from the host or from the device, as a contiguous array of this dtype."""
@@ -357,21 +316,13 @@ class CudaBackend:
         view = self.device.view(name, x)
         return view if view.dtype == dtype and view.is_contiguous else self.memory.copy(view[:, None], dtype)
 
-    def _kept(self, source, make: Callable[[], OnDevice]) -> OnDevice:
-        """Tables on the device in use, made once and kept as long as `source` lives."""
-        on_devices = self._tables.setdefault(source, {})
-        if self.device.key() not in on_devices:
-            on_devices[self.device.key()] = make()
+    def _uploaded(self, source, make: Callable[[], AnyTables]) -> AnyTables:
+        """Tables on the device in use, uploaded once and kept as long as `source` lives."""
+        by_device = self._tables.setdefault(source, {})
+        if self.device.key() not in by_device:
+            by_device[self.device.key()] = make().uploaded(self.device)
             self.device.synchronize()  # a later call may use the tables from another stream
-        return on_devices[self.device.key()]
-
-    def _upload(self, tables: Tables) -> OnDevice:
-        """The tables on the device."""
-        waves = tuple((self.device.upload(w), len(w), int(w["n_q"].max())) for w in tables.waves)
-        segments, indices, weights = map(self.device.upload, (tables.segments, tables.indices, tables.weights))
-        steps = tables.sorting if isinstance(tables, DrawnTables) else ()
-        sorting = tuple(SortingOnDevice.of(self.device, x) for x in steps)
-        return OnDevice(waves, segments, indices, weights, tables.carries, sorting)
+        return by_device[self.device.key()]
 
 
 class CupyBackend(CudaBackend):
@@ -398,31 +349,7 @@ class CupyBackend(CudaBackend):
         return cupy_device.obstacle()
 
 
-class OnDevice(NamedTuple):
-    """`Tables` on a device; of each wave also the number of its sweeps and the queries of the longest one.
-
-    `sorting` is, of DrawnTables, what comes before each wave.
-    """
-
-    waves: tuple[tuple[DeviceArray, int, int], ...]
-    segments: DeviceArray
-    indices: DeviceArray
-    weights: DeviceArray
-    carries: bool
-    sorting: tuple[SortingOnDevice | None, ...]
-
-
-class Attending(NamedTuple):
-    """Attention under way: the kernel, its arguments, and where the results will be."""
-
-    kernel: Launched
-    matrices: list
-    rest: list
-    out: DeviceArray
-    lse: DeviceArray
-
-
-def tensor_kernel(dtype: str, d: int, d_v: int, shared_limit: int) -> Launched:
+def tensor_kernel(dtype: str, d: int, d_v: int, shared_limit: int) -> Kernel:
     """The kernel for tensor cores: a tile of queries and two of keys and values, rows padded.
 
     A tile has 128 queries, but 64 for wide heads, which need the registers, and where a multiprocessor has too little
@@ -432,7 +359,7 @@ def tensor_kernel(dtype: str, d: int, d_v: int, shared_limit: int) -> Launched:
     widest = max(depth, width)
     keys = 64 if widest <= 64 else 32 if widest <= 128 else 16
     queries = 128 if widest <= 128 and shared_limit >= ROOMY else 64
-    stage = 2 * keys * (depth + 8 + width + 8) + 12 * keys + 16
     defines = (f"STORAGE={STORAGE[dtype]}", f"DEPTH={depth}", f"WIDTH={width}", f"KEYS={keys}", f"QUERIES={queries}")
-    tile_bytes = 2 * queries * (depth + 8) + 2 * stage + 8 * queries + TENSOR_TABLES
-    return Launched(Kernel("attend_tensor.cu", "attend_tensor", defines), queries, TENSOR_THREADS, tile_bytes)
+    stage = 2 * keys * (depth + 8 + width + 8) + 12 * keys + 16
+    shared_bytes = 2 * queries * (depth + 8) + 2 * stage + 8 * queries + 192  # sizeof(Tile), as the kernel verifies
+    return Kernel("attend_tensor.cu", "attend_tensor", defines, queries, TENSOR_THREADS, shared_bytes)

@@ -114,16 +114,16 @@ class CupyDevice:
 
         cupy.cuda.get_current_stream().synchronize()
 
-    def launch(self, kernel: Kernel, grid: tuple[int, int], threads: int, shared_bytes: int, args: list) -> None:
-        _function(kernel, shared_bytes, self.key())(grid, (threads,), tuple(args), shared_mem=shared_bytes)
+    def launch(self, kernel: Kernel, blocks: tuple[int, int], args: list) -> None:
+        _function(kernel, self.key())(blocks, (kernel.threads,), tuple(args), shared_mem=kernel.shared_bytes)
 
 
 @cache
-def _function(kernel: Kernel, shared_bytes: int, device: int):
-    """The kernel, compiled for this device and allowed so much shared memory; one error where there is no compiler."""
+def _function(kernel: Kernel, device: int):
+    """The kernel, compiled for this device and allowed its shared memory; one error where there is no compiler."""
     import cupy
 
-    options = ("-std=c++17", f"-I{KERNELS}", *(f"-D{define}" for define in kernel.defines))
+    options = ("-std=c++17", f"-I{KERNELS}", *(f"-D{macro}" for macro in kernel.macros))
     # CuPy keeps compiled kernels by the text of the source, headers not included: a digest of all stands for them
     code = f"// {_digest()}\n" + (KERNELS / kernel.file).read_text(encoding="utf-8")
     function = cupy.RawKernel(code, kernel.name, options)
@@ -136,8 +136,8 @@ def _function(kernel: Kernel, shared_bytes: int, device: int):
             f"the backend 'cupy' compiles its kernels with NVRTC, which cannot be used here ({error}): install it, for "
             'example with pip install "cupy-cuda13x[ctk]"'
         ) from error
-    if shared_bytes > STATIC_LIMIT:
-        function.max_dynamic_shared_size_bytes = shared_bytes
+    if kernel.shared_bytes > STATIC_LIMIT:
+        function.max_dynamic_shared_size_bytes = kernel.shared_bytes
     return function
 
 

@@ -20,18 +20,35 @@ KERNELS = Path(__file__).parent / "kernels"
 """The folder of the sources."""
 STORAGE = {"float16": "Half", "bfloat16": "Bfloat", "float32": "float", "float64": "double"}
 """What the kernels call each dtype."""
-TILE, THREADS = 64, 256
+TILE = 64  # rows of a tile of the portable kernels
 MAX_WIDTH = 256  # columns of values
 MAX_LENGTH = TILE * 65535  # rows of a head: the second dimension of a grid has so many blocks
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One variant of a kernel: a function in a file of `kernels/`, compiled with these macros."""
+    """One variant of a kernel, and how it is launched.
+
+    Attributes
+    ----------
+    file, name : a file of `kernels/` and the function in it.
+    defines : the macros that it is compiled with.
+    rows : how many rows of an item of work a block takes.
+    threads : how many threads a block has.
+    shared_bytes : dynamic shared memory of a block; 0 where the kernel declares its shared memory.
+    """
 
     file: str
     name: str
-    defines: tuple[str, ...]
+    defines: tuple[str, ...] = ()
+    rows: int = TILE
+    threads: int = 256
+    shared_bytes: int = 0
+
+    @property
+    def macros(self) -> tuple[str, ...]:
+        """All macros; a kernel with dynamic shared memory compares SHARED_BYTES with the size of its struct."""
+        return self.defines + ((f"SHARED_BYTES={self.shared_bytes}",) if self.shared_bytes else ())
 
 
 class Device(Protocol):
@@ -73,19 +90,33 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait until everything begun in this scope is done."""
 
-    def launch(self, kernel: Kernel, grid: tuple[int, int], threads: int, shared_bytes: int, args: list) -> None:
-        """Run a kernel; args are NumPy scalars."""
+    def launch(self, kernel: Kernel, blocks: tuple[int, int], args: list) -> None:
+        """Run a kernel on that many blocks in both directions; args are NumPy scalars."""
 
 
-def launch(device: Device, kernel: Kernel, shared_bytes: int, grid: tuple[int, int], args: list, threads=THREADS):
-    """Run a kernel on a grid of so many blocks in both directions; an array among the arguments means its address."""
-    if shared_bytes > device.shared_limit():
+def launch(device: Device, kernel: Kernel, grid: tuple[int, int], args: list) -> None:
+    """Run a kernel on a number of items of work, the longest of which has a number of rows: this pair is `grid`.
+
+    Among the arguments an int of Python becomes an int of C, a float a double, None a null pointer, an array its
+    address; NumPy scalars stay.
+    """
+    if kernel.shared_bytes > device.shared_limit():
         raise ValueError(
-            f"{kernel.name} needs {shared_bytes} bytes of shared memory, this device has {device.shared_limit()}"
+            f"{kernel.name} needs {kernel.shared_bytes} bytes of shared memory, this device has {device.shared_limit()}"
             " for a block: use smaller heads or path='portable'"
         )
-    scalars = [np.uint64(x.pointer) if isinstance(x, DeviceArray) else x for x in args]
-    device.launch(kernel, grid, threads, shared_bytes, scalars)
+    n_items, n_rows = grid
+    device.launch(kernel, (n_items, tiles(n_rows, kernel.rows)), [_scalar(x) for x in args])
+
+
+def _scalar(x) -> np.generic:
+    if x is None:
+        return np.uint64(0)
+    if isinstance(x, DeviceArray):
+        return np.uint64(x.pointer)
+    if isinstance(x, int | np.bool_):
+        return np.int32(x)
+    return x if isinstance(x, np.generic) else np.float64(x)
 
 
 class Layouts:
@@ -122,13 +153,8 @@ def real(x: DeviceArray) -> str:
     return "float64" if x.dtype == "float64" else "float32"
 
 
-def integers(*numbers: int) -> list[np.int32]:
-    """Arguments of type int."""
-    return [np.int32(x) for x in numbers]
-
-
-def tiles(n: int, rows: int = TILE) -> int:
-    """How many tiles cover n rows."""
+def tiles(n: int, rows: int) -> int:
+    """How many tiles of so many rows cover n rows."""
     return -(-n // rows)
 
 
@@ -137,32 +163,6 @@ def width_of(d: int) -> int:
     return max(16, 1 << (d - 1).bit_length())
 
 
-def transposed_kernel(x: DeviceArray, width: int) -> tuple[Kernel, int]:
-    """The kernel of P^T y for y of so many columns, and its shared memory."""
-    defines = storage(x), f"WIDTH={width_of(width)}"
-    return Kernel("columns.cu", "transposed", defines), weighted_bytes(x, width_of(width))
-
-
-def operand_bytes(x: DeviceArray) -> int:
-    """Of the struct Operands in `kernels/`: two tiles of 16 coordinates, their 64 rows padded to 68 numbers."""
-    return 2 * 16 * 68 * real_bytes(x)
-
-
-def row_bytes(x: DeviceArray) -> int:
-    """Of the struct RowTile: operands, and the numbers of 64 queries and 64 keys."""
-    return operand_bytes(x) + 2 * 4 * TILE
-
-
-def weighted_bytes(x: DeviceArray, width: int) -> int:
-    """Of the struct Weighted: a tile of weights and a few rows of values; it is larger than Operands."""
-    return (TILE * 68 + (8 if real_bytes(x) == 4 else 2) * width) * real_bytes(x)
-
-
-def warp_bytes(x: DeviceArray) -> int:
-    """Of the struct OfWarps: a number of each warp of a block."""
-    return THREADS // 32 * real_bytes(x)
-
-
-def real_bytes(x: DeviceArray) -> int:
-    """Bytes of a number of the arithmetic."""
-    return np.dtype(real(x)).itemsize
+def transposed_kernel(x: DeviceArray, width: int) -> Kernel:
+    """The kernel of P^T y for y of so many columns."""
+    return Kernel("columns.cu", "transposed", (storage(x), f"WIDTH={width_of(width)}"))

@@ -17,7 +17,7 @@ from .device import KERNELS, STORAGE, Kernel
 from .sort_lsh import tensor_hash_kernel
 
 WIDTHS = (16, 32, 64, 128, 256)
-SORTING = tuple(Kernel("sort.cu", name, ()) for name in ("count_digits", "scan_digits", "place_rows"))
+SORTING = tuple(Kernel("sort.cu", name) for name in ("count_digits", "scan_digits", "place_rows"))
 SHARED = 232_448  # bytes that a block may have on an H200
 HEADS = ((16, 16), (64, 64), (64, 128), (128, 128), (256, 16), (192, 192), (256, 256))
 HASHED = (16, 64, 96, 128, 256)
@@ -51,9 +51,9 @@ def portable_kernels(storage: str) -> list[Kernel]:
 
 def tensor_kernels(storage: str) -> list[Kernel]:
     """The kernels for tensor cores at some head dimensions; to attend also as GPUs with little shared memory do."""
-    large = [tensor_kernel(storage, d, d_v, shared_limit=SHARED).kernel for d, d_v in HEADS]
-    small = [tensor_kernel(storage, d, d_v, shared_limit=0).kernel for d, d_v in HEADS[1:4]]
-    return [*large, *small, *(tensor_hash_kernel(storage, d)[0] for d in HASHED)]
+    large = [tensor_kernel(storage, d, d_v, shared_limit=SHARED) for d, d_v in HEADS]
+    small = [tensor_kernel(storage, d, d_v, shared_limit=0) for d, d_v in HEADS[1:4]]
+    return [*large, *small, *(tensor_hash_kernel(storage, d) for d in HASHED)]
 
 
 def compile_kernel(kernel: Kernel, architecture: str) -> Footprint:
@@ -76,7 +76,7 @@ def compile_kernel(kernel: Kernel, architecture: str) -> Footprint:
     source = (KERNELS / kernel.file).read_bytes()
     program = check(*nvrtc.nvrtcCreateProgram(source, kernel.file.encode(), 0, [], []))
     options = [f"-arch={architecture}", "-std=c++17", f"-I{KERNELS}", "-ftz=true", "--ptxas-options=-v"]  # as CuPy does
-    options += [f"-D{define}" for define in kernel.defines]
+    options += [f"-D{macro}" for macro in kernel.macros]
     check(*nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options]))
     report = log()
     check(*nvrtc.nvrtcDestroyProgram(program))

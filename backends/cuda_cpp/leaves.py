@@ -67,7 +67,7 @@ def leaves_obstacle(
     return None
 
 
-def carried_state(out, lse, d_v: int):
+def carried_state(out, lse):
     """The state of finished queries, as the CUDA kernels take it up: float32 (rows, d_v + 2) of sums, top, total.
 
     Derived. A query with output o and log-sum-exp L is a running softmax with top = L log2 e, total = 1, sums = o:
@@ -83,10 +83,10 @@ def carried_state(out, lse, d_v: int):
     ----------
     out : (..., n, d_v) torch tensor of any floating dtype.
     lse : (..., n) natural logarithms.
-    d_v : columns of a value.
     """
     import torch
 
+    d_v = out.shape[-1]
     state = torch.empty((lse.numel(), d_v + 2), dtype=torch.float32, device=out.device)
     state[:, :d_v] = out.reshape(-1, d_v)
     state[:, d_v] = lse.reshape(-1).to(torch.float32) * LOG2_E

@@ -14,16 +14,13 @@ from .device import (
     Device,
     Kernel,
     Layouts,
-    integers,
     launch,
     real,
     storage,
-    tiles,
     transposed_kernel,
-    warp_bytes,
 )
 
-LARGEST_ROWS = 256  # of a block of `largest.cu`
+LARGEST_ROWS = 256  # of a block, in `largest.cu`
 
 
 class Largest:
@@ -62,10 +59,10 @@ class CudaMemory:
         with self.device.scope(arrays[0]):
             found = Largest(self.device, arrays)
             for number, x in enumerate(arrays):
-                n, d = x.shape[-2:]
-                args = [*self.layouts.matrix(x), *integers(n, d), found.place(number)]
-                kernel = Kernel("largest.cu", "largest", (storage(x),))
-                launch(self.device, kernel, warp_bytes(x), (math.prod(x.shape[:-2]), tiles(n, LARGEST_ROWS)), args)
+                *lead, n, d = x.shape
+                kernel = Kernel("largest.cu", "largest", (storage(x),), rows=LARGEST_ROWS)
+                args = [*self.layouts.matrix(x), n, d, found.place(number)]
+                launch(self.device, kernel, (math.prod(lead), n), args)
             return found.numbers()
 
     def copy(self, x, dtype, *, rows=None):
@@ -77,11 +74,10 @@ class CudaMemory:
         with self.device.scope(x):
             n_rows = n if rows is None else len(rows)
             result = self.device.empty((*lead, n_rows, d), dtype, like=x)
-            nothing = np.uint64(0)
-            chosen = nothing if rows is None else self.device.upload(np.ascontiguousarray(rows, np.int32))
-            args = [*self.layouts.matrix(x), chosen, center or nothing, *integers(n_rows, d), result]
+            numbers = None if rows is None else self.device.upload(np.ascontiguousarray(rows, np.int32))
             kernel = Kernel("convert.cu", "convert", (storage(x), f"TARGET={STORAGE[dtype]}"))
-            launch(self.device, kernel, 0, (math.prod(lead), tiles(n_rows)), args)
+            args = [*self.layouts.matrix(x), numbers, center, n_rows, d, result]
+            launch(self.device, kernel, (math.prod(lead), n_rows), args)
             return result
 
     def centred(self, x):
@@ -99,9 +95,8 @@ class CudaMemory:
             for first in range(0, d, MAX_WIDTH):
                 values, target = x[:, first : first + MAX_WIDTH], mean[:, first:]
                 width = values.shape[1]
-                args = [*pair, *self.layouts.matrix(values), *integers(n, 1, 1, width)]
-                args += [np.float64(1), np.int32(0), log_n, target]
-                launch(self.device, *transposed_kernel(x, width), (1, 1), args)
+                args = [*pair, *self.layouts.matrix(values), n, 1, 1, width, 1.0, False, log_n, target]
+                launch(self.device, transposed_kernel(x, width), (1, 1), args)
             return mean
 
     def to_host(self, x):

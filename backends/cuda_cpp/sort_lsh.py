@@ -1,14 +1,15 @@
 """Algorithm 1 on the device: hash codes, their stable order, the blocks that the order is cut into.
 
-`hash.cu` and `sort.cu` fill in what `tables.drawn_tables` leaves open. All that the host sends is noise:
-hyperplanes, and keys drawn before any data was seen. Rows of 16 bits are hashed on tensor cores, by `hash_tensor.cu`,
-where the device has them.
+`hash.cu` and `sort.cu` fill in what `tables.drawn_tables` leaves open. The host sends noise only: hyperplanes, and keys
+that were drawn before any data was seen. Rows of 16 bits are hashed on tensor cores, by `hash_tensor.cu`, where the
+device has them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,59 +18,24 @@ from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
 from hyperattention_ref.plan.noise import Draw
 
 from ..device_array import DeviceArray
-from .device import (
-    MAX_WIDTH,
-    STORAGE,
-    TILE,
-    Device,
-    Kernel,
-    Layouts,
-    integers,
-    launch,
-    real,
-    storage,
-    tiles,
-    warp_bytes,
-)
+from .device import MAX_WIDTH, STORAGE, Device, Kernel, Layouts, launch, real, storage, tiles
 from .memory import Largest
-from .tables import CHUNK, DIGITS, DrawnTables, Sorting
+from .tables import CHUNK, DrawnTables, Items, Sorting
 
 if TYPE_CHECKING:
     from hyperattention_ref.foundation.extremes import Extremes
     from hyperattention_ref.plan.planner import Planner
 
-DIGIT_BITS, SORT_WARPS = 8, 8
-COUNT_BYTES, SCAN_BYTES = 4 * SORT_WARPS * (DIGITS + 1), 4 * DIGITS  # of the structs Tile and Sums in `sort.cu`
-
+DIGIT_BITS = 8  # that `sort.cu` sorts by at a time
 GROUP, PARTS = 8, 3  # of `hash_tensor.cu`: planes of a round, and parts of a plane
 TENSOR_ROWS, TENSOR_STEP = 128, 32  # rows of a block, and what DEPTH is a multiple of
-NOTHING = np.uint64(0)
 
 
-class SortingOnDevice(NamedTuple):
-    """`Sorting` on a device, and how many rows its longest run has."""
-
-    query_sides: DeviceArray
-    key_sides: DeviceArray
-    runs: DeviceArray
-    n_runs: int
-    longest: int
-
-    @classmethod
-    def of(cls, device: Device, sorting: Sorting) -> SortingOnDevice | None:
-        """None if there is nothing to sort."""
-        runs = sorting.runs
-        if not len(runs):
-            return None
-        query_sides, key_sides = device.upload(sorting.query_sides), device.upload(sorting.key_sides)
-        return cls(query_sides, key_sides, device.upload(runs), len(runs), int(runs["n"].max()))
-
-
-class Hyperplanes(NamedTuple):
-    """Sets of hyperplanes on a device, and the kernel that takes them so: blocks of it hash that many rows."""
+@dataclass(frozen=True, eq=False)
+class Hyperplanes:
+    """Sets of hyperplanes on a device, in the form that the kernel which hashes with them reads."""
 
     kernel: Kernel
-    rows: int
     data: DeviceArray
     n_planes: int
 
@@ -77,26 +43,31 @@ class Hyperplanes(NamedTuple):
     def of(cls, device: Device, planes: np.ndarray, x: DeviceArray, path: str) -> Hyperplanes:
         """Of planes (sets, r, d), for rows of x.
 
-        Tensor cores take rows of 16 bits, unless `path` is "portable" (`CudaBackend`). Where the rows lie does not
-        matter: a head that is hashed by itself must get the codes that it gets among others.
+        Tensor cores take rows of 16 bits, unless `path` is "portable" (`CudaBackend`). The strides of the rows do not
+        matter: a head that is hashed alone must get the codes that it gets among others.
         """
         _, n_planes, d = planes.shape
         scaled = scaled_rows(planes)
         if path == "portable" or x.item_bytes > 2 or d > MAX_WIDTH or device.capability() < 80:
-            kernel = Kernel("hash.cu", "hash_codes", (storage(x),))
-            return cls(kernel, TILE, device.upload(np.ascontiguousarray(scaled, real(x))), n_planes)
-        kernel, depth = tensor_hash_kernel(x.dtype, d)
-        return cls(kernel, TENSOR_ROWS, device.upload(three_parts(scaled, x.dtype, depth)), n_planes)
+            kernel, data = Kernel("hash.cu", "hash_codes", (storage(x),)), np.ascontiguousarray(scaled, real(x))
+        else:
+            kernel, data = tensor_hash_kernel(x.dtype, d), three_parts(scaled, x.dtype)
+        return cls(kernel, device.upload(data), n_planes)
 
 
-def tensor_hash_kernel(dtype: str, d: int) -> tuple[Kernel, int]:
-    """The kernel that hashes on tensor cores, and how many columns its planes have."""
-    depth = tiles(d, TENSOR_STEP) * TENSOR_STEP
-    return Kernel("hash_tensor.cu", "hash_codes_tensor", (f"STORAGE={STORAGE[dtype]}", f"DEPTH={depth}")), depth
+def tensor_hash_kernel(dtype: str, d: int) -> Kernel:
+    """The kernel that hashes rows of d columns on tensor cores."""
+    defines = f"STORAGE={STORAGE[dtype]}", f"DEPTH={_depth(d)}"
+    return Kernel("hash_tensor.cu", "hash_codes_tensor", defines, rows=TENSOR_ROWS)
 
 
-def three_parts(planes: np.ndarray, dtype: str, depth: int) -> np.ndarray:
-    """Scaled planes (sets, r, d) as `hash_tensor.cu` takes them: the bits of numbers of 16 bits, 0 where there is none.
+def _depth(d: int) -> int:
+    """How many columns the planes of `hash_tensor.cu` have."""
+    return tiles(d, TENSOR_STEP) * TENSOR_STEP
+
+
+def three_parts(planes: np.ndarray, dtype: str) -> np.ndarray:
+    """Scaled planes (sets, r, d) as `hash_tensor.cu` takes them: the bits of numbers of 16 bits, padded with 0.
 
     Each part is what the parts before it leave of the float32 number, rounded. Three parts of bfloat16 leave nothing.
     Neither do those of float16 for entries down to 2^-16 of the largest one of the plane, which is brought into
@@ -107,6 +78,7 @@ def three_parts(planes: np.ndarray, dtype: str, depth: int) -> np.ndarray:
     (sets, groups of eight planes, 3, 8, depth) uint16
     """
     n_sets, n_planes, d = planes.shape
+    depth = _depth(d)
     left = np.zeros((n_sets, tiles(n_planes, GROUP) * GROUP, depth), np.float32)
     left[:, :n_planes, :d] = planes if dtype == "bfloat16" else np.ldexp(planes, 15)
     parts = []
@@ -123,43 +95,34 @@ def three_parts(planes: np.ndarray, dtype: str, depth: int) -> np.ndarray:
 
 
 def hash_sides(
-    device: Device,
     layouts: Layouts,
     x: DeviceArray,
-    sides: DeviceArray,
-    grid: tuple[int, int],
+    sides: Items,
     planes: Hyperplanes,
     codes: DeviceArray,
-    largest: np.uint64 = NOTHING,
+    largest: np.uint64 | None = None,
 ) -> None:
-    """Fill in the codes of some sides of x; `grid` is how many there are and how many rows the longest one has.
+    """Fill in the codes, int64 on the device, of some sides of x.
 
-    codes : int64, on the device.
     largest : a place of `Largest` for the largest absolute entry of all these rows.
     """
-    args = [*layouts.matrix(x), sides, planes.data, *integers(x.shape[-1], planes.n_planes), codes, largest]
-    launch(device, planes.kernel, warp_bytes(x), (grid[0], tiles(grid[1], planes.rows)), args)
+    args = [*layouts.matrix(x), sides.records, planes.data, x.shape[-1], planes.n_planes, codes, largest]
+    launch(layouts.device, planes.kernel, sides.grid, args)
 
 
-def sort_runs(
-    device: Device, runs: DeviceArray, grid: tuple[int, int], n_bits: int, codes, indices, counts: DeviceArray
-) -> None:
+def sort_runs(device: Device, runs: Items, n_bits: int, codes, indices, counts: DeviceArray) -> None:
     """Fill in the orders and block numbers of runs of codes below 2^n_bits, eight bits at a time.
 
-    `grid` is how many runs there are and how many rows the longest one has; `codes`, `indices` and `counts` are what
-    the Runs refer to.
+    `codes`, `indices` and `counts` are what the runs refer to.
     """
-    n_passes = -(-n_bits // DIGIT_BITS)
+    n_passes = tiles(n_bits, DIGIT_BITS)
     spare = device.empty(codes.shape if n_passes > 1 else (0,), "int32")
-    chunks = tiles(grid[1], CHUNK)
+    count, scan, place = (Kernel("sort.cu", x, rows=CHUNK) for x in ("count_digits", "scan_digits", "place_rows"))
     for number in range(n_passes):
-        args = [runs, codes, *integers(number, n_passes), indices, spare, counts]
-        for name, tile_bytes, n_blocks, given in (
-            ("count_digits", COUNT_BYTES, chunks, args),
-            ("scan_digits", SCAN_BYTES, 1, [runs, counts]),
-            ("place_rows", COUNT_BYTES, chunks, args),
-        ):
-            launch(device, Kernel("sort.cu", name, ()), tile_bytes, (grid[0], n_blocks), given)
+        args = [runs.records, codes, number, n_passes, indices, spare, counts]
+        launch(device, count, runs.grid, args)
+        launch(device, scan, (runs.grid[0], 1), [runs.records, counts])
+        launch(device, place, runs.grid, args)
 
 
 class DrawnIndices:
@@ -167,58 +130,54 @@ class DrawnIndices:
 
     Parameters
     ----------
-    device, layouts : where, and where arrays lie.
+    layouts : of the arrays, with their device.
+    tables : uploaded, for the lengths of these heads.
     query, key : (..., n, d) arrays on the device.
-    tables : made ahead for these lengths.
-    sorting : for each wave the SortingOnDevice, or None.
     planner, noise : as in `CudaBackend.drawn_attention`.
     path : as in `CudaBackend`.
-    extremes : told the largest entries of query and key, which hashing finds; None if not all their rows are hashed.
+    extremes : gets the largest entries of query and key, which hashing finds; None if not all their rows are hashed.
     """
 
     def __init__(
         self,
-        device: Device,
         layouts: Layouts,
+        tables: DrawnTables,
+        *,
         query: DeviceArray,
         key: DeviceArray,
-        tables: DrawnTables,
-        sorting: tuple[SortingOnDevice | None, ...],
         planner: Planner,
         noise: Callable[[], Draw],
         path: str,
         extremes: Extremes | None,
     ):
-        self.device, self.layouts, self.query, self.key = device, layouts, query, key
-        self.tables, self.sorting, self.planner, self.noise = tables, sorting, planner, noise
-        self.path, self.extremes = path, extremes
-        self.indices = device.empty((tables.n_indices,), "int32")
-        self.codes = device.empty((tables.n_codes,), "int64")
-        self.counts = device.empty((tables.n_counts,), "int32")
+        self.layouts, self.tables, self.query, self.key = layouts, tables, query, key
+        self.planner, self.noise, self.path, self.extremes = planner, noise, path, extremes
+        self.device = layouts.device
+        self.indices = self.device.empty((tables.n_indices,), "int32")
+        self.codes = self.device.empty((tables.n_codes,), "int64")
+        self.counts = self.device.empty((tables.n_counts,), "int32")
         self.planes: Hyperplanes | None = None
 
     def before(self, wave: int) -> DeviceArray:
         """The indices, with all that this wave of sweeps needs in its place."""
-        step = self.sorting[wave]
-        if step is None:  # leaves need none
-            return self.indices
-        if self.planes is None:
-            self.planes = self._take_noise()
-        self._hash(step, self.planes)
-        grid, n_bits = (step.n_runs, step.longest), self.planner.recipe.lsh_bits
-        sort_runs(self.device, step.runs, grid, n_bits, self.codes, self.indices, self.counts)
+        sorting = self.tables.waves[wave].sorting
+        if sorting:  # leaves need none
+            if self.planes is None:
+                self.planes = self._upload_noise()
+            self._hash(sorting, self.planes)
+            n_bits = self.planner.recipe.lsh_bits
+            sort_runs(self.device, sorting.runs, n_bits, self.codes, self.indices, self.counts)
         return self.indices
 
-    def _hash(self, step: SortingOnDevice, planes: Hyperplanes) -> None:
+    def _hash(self, sorting: Sorting, planes: Hyperplanes) -> None:
         largest = Largest(self.device, (self.query, self.key)) if self.extremes else None
-        for number, (x, sides) in enumerate(((self.query, step.query_sides), (self.key, step.key_sides))):
-            place = largest.place(number) if largest else NOTHING
-            grid = step.n_runs // 2, step.longest
-            hash_sides(self.device, self.layouts, x, sides, grid, planes, self.codes, place)
+        for number, (x, sides) in enumerate(((self.query, sorting.query_sides), (self.key, sorting.key_sides))):
+            place = largest.place(number) if largest else None
+            hash_sides(self.layouts, x, sides, planes, self.codes, place)
         if self.extremes and largest:
             self.extremes.expect(("query", "key"), largest.numbers())
 
-    def _take_noise(self) -> Hyperplanes:
+    def _upload_noise(self) -> Hyperplanes:
         """Put the known part of the indices and the sampled keys in their places; the hyperplanes on the device."""
         draw = self.noise()
         n_keys = np.array([stop - start for _, _, start, stop in self.planner.places])

@@ -21,7 +21,7 @@ from hyperattention_ref.plan.recipe import RECIPES, preset
 from hyperattention_ref.surveys.head import measure_head
 from hyperattention_ref.surveys.settings import SurveySettings
 
-from .cuda_cpp.emulation.device import EmulatedArray, EmulatedBackend, from_bfloat, missing_compiler, to_bfloat
+from .cuda_cpp.emulation.device import EmulatedArray, EmulatedBackend, missing_compiler, to_bfloat
 
 emulated = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 
@@ -214,58 +214,6 @@ def test_the_default_backend_is_that_of_the_array(monkeypatch, owner, name):
     monkeypatch.setattr(registry, "get_backend", lambda name: name)
     assert backends.select(None, library(owner, __cuda_array_interface__={})) == name
     assert backends.select(None, np.zeros(3)) == "numba"
-
-
-# --- The memory of the device ----------------------------------------------------------------------------------------
-
-
-@emulated
-@given(
-    st.lists(st.integers(1, 70), min_size=2, max_size=3),
-    st.sampled_from([np.float16, np.float32, np.float64]),
-    st.sampled_from(["plain", "nan", "infinity", "negative"]),
-    st.integers(0, 99),
-)
-@settings(max_examples=25)
-def test_the_largest_entries_are_those_of_the_host(shape, dtype, kind, seed):
-    x, y = np.random.default_rng(seed).standard_normal((2, *shape)).astype(dtype)
-    place = tuple(n // 2 for n in shape)
-    x[place] = {"plain": x[place], "nan": np.nan, "infinity": -np.inf, "negative": -99}[kind]
-    moved = on_device(x, y[..., ::-1])
-    found, expected = backend().memory.largest(dict(enumerate(moved)))(), HOST.largest({0: x, 1: y})()
-    np.testing.assert_array_equal(found, expected)
-
-
-@emulated
-def test_copies_in_another_dtype_have_the_numbers_of_the_host():
-    x = np.random.default_rng(0).standard_normal((3, 70, 9)).astype(np.float32)
-    (moved,) = on_device(x)
-    memory = backend().memory
-    assert memory.copy(moved, "float32") is moved
-    for dtype in ("float16", "float64"):
-        np.testing.assert_array_equal(memory.to_host(memory.copy(moved, dtype)), x.astype(dtype))
-    rows = np.array([3, 69, 3, 0])
-    np.testing.assert_array_equal(memory.to_host(memory.copy(moved[1], "float32", rows=rows)), x[1, rows])
-
-
-@emulated
-@pytest.mark.parametrize("d", [1, 9, 300])
-def test_centred_rows_are_a_multiple_of_those_of_the_host(d):
-    x = 3 + np.random.default_rng(0).standard_normal((130, d)).astype(np.float32)
-    found = backend().memory.to_host(backend().memory.centred(on_device(x)[0]))
-    np.testing.assert_allclose(found, HOST.centred(x) * np.abs(x).max(), atol=2e-6)
-
-
-@emulated
-def test_arrays_come_back_as_they_went():
-    x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
-    for y in (x, x[::2], x[:, ::-1], np.broadcast_to(x[:1], (5, 6)), x.T):
-        (moved,) = on_device(y)
-        assert all(n == 1 or a == b for n, a, b in zip(y.shape, moved.strides, of_numpy(y).strides, strict=True))
-        np.testing.assert_array_equal(backend().memory.to_host(moved), y)
-    bits = to_bfloat(x)
-    found = backend().memory.to_host(backend().device.upload(bits, "bfloat16"))
-    np.testing.assert_array_equal(found, from_bfloat(bits))
 
 
 # --- Everyday attention ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@
 // A sweep that is not the last of its queries stores the state; a later one takes it up: that is the merge.
 //
 // STORAGE: type of the arrays. WIDTH: coordinates of a value, rounded up to 16, 32, 64, 128 or 256.
-// Grid (sweeps, tiles of 64 queries), 256 threads. Shared memory: sizeof(Tile).
+// Grid (sweeps, tiles of 64 queries), 256 threads.
 #include "tile.cuh"
 
 typedef Arithmetic<STORAGE>::Real Real;

@@ -17,8 +17,8 @@
 //
 // STORAGE: Half or Bfloat. DEPTH, WIDTH: coordinates of a key and of a value, rounded up to a multiple of 16, at most
 // 256; rows of the arrays are contiguous, at multiples of 16 bytes, less than 2^31 bytes apart. QUERIES: 128 or 64.
-// KEYS: 64, 32 for heads wider than 64, 16 for wider than 128.
-// Grid (sweeps, tiles of QUERIES queries), 128 threads. Shared memory: sizeof(Tile).
+// KEYS: 64, 32 for heads wider than 64, 16 for wider than 128. SHARED_BYTES: dynamic shared memory, sizeof(Tile).
+// Grid (sweeps, tiles of QUERIES queries), 128 threads.
 #include "plan.cuh"
 #include "tensor.cuh"
 
@@ -93,6 +93,7 @@ struct Tile {
     Rows k, v;
     float weight_unit;  // log-weights times this are in units of a product
 };
+static_assert(sizeof(Tile) == SHARED_BYTES, "the launch gives another size of shared memory than sizeof(Tile)");
 
 // A lane holds two rows of each strip of its warp, l / 4 and l / 4 + 8, and of these every fourth pair of columns. Its
 // row r is row row_of(r) of the tile.
@@ -391,7 +392,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                   const STORAGE *v_data, const long long *v_layout, const Sweep *sweeps, const Segment *segments,
                   const int *indices, const double *weights, long long n_q, int d, int d_v, double scale, STORAGE *out,
                   float *lse, float *carried) {
-    SHARED(Tile, tile);
+    DYNAMIC_SHARED(Tile, tile);
     const Sweep sweep = sweeps[blockIdx.x];
     const int start = (gridDim.y - 1 - blockIdx.y) * QUERIES;  // causal tiles near the end are the longest
     if (start >= sweep.n_q) return;

@@ -3,7 +3,7 @@
 //   log of the sum, over the samples outside the mask, of min(e^(logit), C_i);  and how many of them exceed C_i.
 //
 // Repeated samples count each time. A query that meets no sample gets -infinity.
-// Grid (1, tiles of 64 queries), 256 threads. Shared memory: sizeof(RowTile<Real>).
+// Grid (1, tiles of 64 queries), 256 threads.
 #include "rows.cuh"
 
 typedef Arithmetic<STORAGE>::Real Real;

@@ -4,7 +4,7 @@
 // rescaled.
 //
 // WIDTH: coordinates of y, rounded up as in attend.cu.
-// Grid (1, tiles of 64 keys), 256 threads. Shared memory: sizeof(Tile).
+// Grid (1, tiles of 64 keys), 256 threads.
 #include "tile.cuh"
 
 typedef Arithmetic<STORAGE>::Real Real;

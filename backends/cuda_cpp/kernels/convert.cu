@@ -5,7 +5,7 @@
 // copies 8 rows, 32 columns of them at a time.
 //
 // STORAGE, TARGET: types of the array x and of the result (heads, n, d).
-// Grid (heads, tiles of 64 rows), 256 threads. No shared memory.
+// Grid (heads, tiles of 64 rows), 256 threads.
 #include "plan.cuh"
 
 typedef Arithmetic<TARGET>::Real Real;

@@ -8,7 +8,7 @@
 // the half warp. Nothing but the largest magnitude passes through shared memory.
 //
 // `largest`, if it is given, holds 0 before, and the largest magnitude of all rows afterwards.
-// Grid (sides, tiles of 64 rows of the longest side), 256 threads. Shared memory: sizeof(Tile).
+// Grid (sides, tiles of 64 rows of the longest side), 256 threads.
 #include "gray.cuh"
 #include "magnitude.cuh"
 #include "tile.cuh"

@@ -17,7 +17,7 @@
 // STORAGE: Half or Bfloat. DEPTH: d rounded up to a multiple of 32, at most 256. `planes`, of STORAGE: (sets, groups of
 // eight planes, 3 parts, 8, DEPTH), zero where there is none. `largest`, if it is given, holds 0 before, and the
 // largest magnitude of all rows afterwards.
-// Grid (sides, tiles of 128 rows of the longest side), 256 threads. Shared memory: sizeof(Tile).
+// Grid (sides, tiles of 128 rows of the longest side), 256 threads.
 #include "gray.cuh"
 #include "magnitude.cuh"
 #include "plan.cuh"

@@ -3,7 +3,7 @@
 // A thread reads 16 bytes at a time where rows lie so, else single entries. `result` holds 0 before, and the largest
 // magnitude afterwards.
 //
-// Grid (heads, tiles of 256 rows), 256 threads. Shared memory: sizeof(Tile).
+// Grid (heads, tiles of 256 rows), 256 threads.
 #include "magnitude.cuh"
 #include "plan.cuh"
 

@@ -7,8 +7,9 @@
 #ifdef CUDA_EMULATION
 #include "emulation.h"
 #else
-// One struct of shared memory for each kernel; its size is given at the launch.
-#define SHARED(Type, name)                                     \
+// The one struct of shared memory of a kernel. Over 48 KB it must be dynamic: its size is given at the launch.
+#define SHARED(Type, name) __shared__ Type name
+#define DYNAMIC_SHARED(Type, name)                             \
     extern __shared__ __align__(16) unsigned char shared_[];   \
     Type &name = *reinterpret_cast<Type *>(shared_)
 

@@ -5,7 +5,7 @@
 //   entropy       -sum of P log P = log D_i - sum of P (logit), P = e^(logit) / D_i, relative to the largest logit
 //   low, high     the smallest and the largest logit
 //
-// Grid (1, tiles of 64 queries), 256 threads. Shared memory: sizeof(RowTile<Real>).
+// Grid (1, tiles of 64 queries), 256 threads.
 #include "rows.cuh"
 
 typedef Arithmetic<STORAGE>::Real Real;

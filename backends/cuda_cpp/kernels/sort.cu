@@ -15,8 +15,7 @@
 // Codes are below 2^(8 n_passes). Between passes the order so far stands among the orders or in `spare` (as long as the
 // codes), in turn, so that the last pass leaves it among the orders; one pass needs no `spare`.
 //
-// Grid (runs, chunks of the longest run), for scan_digits (runs, 1); 256 threads. Shared memory: sizeof(Tile), for
-// scan_digits sizeof(Sums).
+// Grid (runs, chunks of the longest run), for scan_digits (runs, 1); 256 threads.
 #include "plan.cuh"
 
 constexpr int LANES = 32, WARPS = 8, ROUNDS = 16;

@@ -1,7 +1,6 @@
 """The launcher of the backend `cupy`: what it refuses, which path it takes; on a GPU, the whole of it."""
 
 import math
-import re
 import subprocess
 import sys
 import types
@@ -14,22 +13,13 @@ import hyperattention_ref as hr
 from hyperattention_ref.backends.conformance import check_backend
 from hyperattention_ref.backends.cuda_cpp import CupyBackend, backend
 from hyperattention_ref.backends.cuda_cpp.backend import CudaBackend
-from hyperattention_ref.backends.cuda_cpp.tables import exact_tables, plan_tables
 from hyperattention_ref.foundation.memory import library_of
-from hyperattention_ref.plan.plan import Plan
 
 from .emulation.battery import battery, judge
-from .emulation.device import SOURCES, EmulatedBackend, EmulatedDevice, missing_compiler, to_bfloat
+from .emulation.device import DeviceWithoutKernels, EmulatedBackend, EmulatedDevice, missing_compiler
 
 emulated = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 on_gpu = pytest.mark.skipif(CupyBackend().unavailable() is not None, reason=f"no GPU: {CupyBackend().unavailable()}")
-
-
-class DeviceWithoutKernels(EmulatedDevice):
-    """Refuses nothing and runs nothing: for what happens before a launch."""
-
-    def launch(self, kernel, grid, threads, shared_bytes, args):
-        self.launched.append(kernel.name)
 
 
 def heads(device, dtype="float32", n=4, d=16, d_v=16):
@@ -86,46 +76,72 @@ def test_host_arrays_are_refused():
         call(CudaBackend(DeviceWithoutKernels()), np.zeros((3, 4, 16), np.float32))
 
 
+FUNCTIONS = {
+    "exact_attention": hr.exact_attention,
+    "hyper_attention": hr.hyper_attention,
+    "attention_path": lambda *arrays, backend: backend.attention_path(*arrays),
+}
+
+
+@emulated
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize(
     ("index", "other", "error", "message"),
     [
-        (1, np.zeros((4, 16)), TypeError, r"the dtypes differ \(query float32, key float64, value float32\)"),
+        (1, np.zeros((4, 16)), TypeError, r"dtypes differ \(query float32, key float64, value float32\)"),
         (0, np.zeros((4, 16), np.int64), TypeError, "query has dtype int64; it must be one of float16, bfloat16"),
-        (1, np.zeros((4, 8), np.float32), ValueError, "query has d = 16 and key 8"),
-        (2, np.zeros((5, 16), np.float32), ValueError, "value has 5 rows and key 4"),
-        (2, np.zeros((4, 257), np.float32), ValueError, "value has 257 columns; the CUDA kernels take at most 256"),
-        (2, np.zeros((2, 4, 16), np.float32), ValueError, r"value has leading shape \(2,\)"),
+        (1, np.zeros((4, 8), np.float32), ValueError, "query has d = 16 and key has d = 8"),
+        (2, np.zeros((5, 16), np.float32), ValueError, "value has 5 rows and key has 4"),
+        (2, np.zeros((2, 4, 16), np.float32), ValueError, r"query has leading shape \(\) and value has \(2,\)"),
         (0, np.zeros((0, 16), np.float32), ValueError, "with no empty dimension"),
+        (0, np.zeros(16, np.float32), ValueError, r"query has shape \(16,\); it must be \(..., n, d\)"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(index, other, error, message):
+def test_arrays_that_do_not_fit_are_refused_before_anything_runs(function, index, other, error, message):
     device = DeviceWithoutKernels()
     arrays = heads(device)
     arrays[index] = device.upload(other)
     with pytest.raises(error, match=message):
-        call(CudaBackend(device), arrays)
+        FUNCTIONS[function](*arrays, backend=EmulatedBackend(device=device))
     assert device.launched == []
 
 
-def test_causal_attention_of_unequal_lengths_is_refused():
+def test_too_many_columns_of_values_are_refused():
+    device = DeviceWithoutKernels()
+    with pytest.raises(ValueError, match="value has 257 columns; the CUDA kernels take at most 256"):
+        call(CudaBackend(device), heads(device, d_v=257))
+    q, k, _ = heads(device)
+    with pytest.raises(ValueError, match="y has 257 columns; the CUDA kernels take at most 256"):
+        CudaBackend(device).transposed_attention(
+            q, k, heads(device, d_v=257)[2], np.zeros(4), scale=1.0, is_causal=False
+        )
+
+
+@emulated
+@pytest.mark.parametrize("function", [hr.exact_attention, hr.hyper_attention])
+def test_causal_attention_of_unequal_lengths_is_refused(function):
     device = DeviceWithoutKernels()
     arrays = heads(device, n=4)[:1] + heads(device, n=5)[1:]
     with pytest.raises(ValueError, match="is_causal with 4 queries and 5 keys"):
-        call(CudaBackend(device), arrays, is_causal=True)
+        function(*arrays, is_causal=True, backend=EmulatedBackend(device=device))
+    assert device.launched == []
 
 
-def test_a_mask_of_another_shape_is_refused():
+MASKED = {
+    "hardness": lambda q, k, mask, backend: hr.hardness(q, k, mask, backend=backend),
+    "approx_d": lambda q, k, mask, backend: hr.approx_d(q, k, mask, kappa=2.0, epsilon=0.5, m=4, backend=backend),
+}
+
+
+@emulated
+@pytest.mark.parametrize("function", MASKED)
+@pytest.mark.parametrize("mask", [np.zeros((4, 5), bool), hr.Rectangle(4, 5)], ids=["dense", "rectangle"])
+def test_a_mask_of_another_shape_is_refused(function, mask):
     device = DeviceWithoutKernels()
     q, k, _ = heads(device)
-    with pytest.raises(ValueError, match=r"mask has shape \(4, 5\); it must be \(n_q, n_k\) = \(4, 4\)"):
-        CudaBackend(device).attention_sums(q, k, np.zeros((4, 5), bool), scale=1.0, is_causal=False)
-
-
-def test_too_little_shared_memory_is_refused():
-    device = DeviceWithoutKernels(shared_limit=48 * 1024)
-    with pytest.raises(ValueError, match=r"attend_tensor needs 68704 bytes of shared memory, this device has 49152"):
-        call(CudaBackend(device), heads(device, "bfloat16", d=256, d_v=256))
-    assert device.launched == []
+    with pytest.raises(ValueError, match=r"mask has shape \(4, 5\); it must be"):
+        MASKED[function](q, k, mask, EmulatedBackend(device=device))
+    assert not {"row_sums", "capped_sums"} & set(device.launched)
 
 
 @pytest.mark.parametrize(
@@ -206,26 +222,6 @@ def test_the_tables_of_a_plan_are_uploaded_once():
     assert counts == [1 + 4, 0]  # where rows lie, the same for three arrays; sweeps, segments, indices, weights
 
 
-def test_rectangles_of_a_causal_plan_run_in_waves_over_all_heads():
-    q, k = np.random.default_rng(0).standard_normal((2, 3, 64, 8))
-    plan = hr.make_plan(q, k, is_causal=True, min_seq_len=8, block_size=4, sample_size=4, rng=0)
-    tables = plan_tables(plan)
-    assert [len(wave) for wave in tables.waves] == [24, 12, 6, 3]  # 8 leaves, then 4, 2 and 1 rectangles of 3 heads
-    assert sum(int(w["last"] @ w["n_q"]) for w in tables.waves) == 3 * 64  # every query is finished once
-    assert sum(int(w["first"] @ w["n_q"]) for w in tables.waves) == 3 * 64
-
-
-def test_exact_attention_carries_no_state():
-    assert not exact_tables(12, 100, 100, True).carries
-
-
-def test_an_empty_plan_still_finishes_its_queries():
-    head = hr.HeadPlan(5, 6, (hr.Rectangle(5, 6),))
-    (wave,) = plan_tables(Plan((), (head,))).waves
-    assert wave["n_segments"].tolist() == [0]
-    assert wave["last"].tolist() == [1]
-
-
 @emulated
 def test_results_have_the_dtypes_of_the_protocol():
     backend = EmulatedBackend()
@@ -279,50 +275,6 @@ def test_memory_beside_inputs_and_output_of_a_long_call(is_causal, most):
     output = 12 * 131072 * 64 * 2
     assert device.results == output + 12 * 131072 * 4
     assert device.scratch + device.results - output <= most * 4 * output
-
-
-SCALARS = {"int": np.int32, "long long": np.int64, "double": np.float64}
-
-
-def parameters(kernel) -> list[type]:
-    """The types that the source of a kernel declares, an address being an unsigned number of 64 bits."""
-    source = (SOURCES / kernel.file).read_text()
-    (declared,) = re.findall(rf'extern "C" __global__ void[^;{{]*?\b{kernel.name}\(([^{{]*)\) {{', source)
-    kinds = (" ".join(one.split()) for one in declared.split(","))
-    return [np.uint64 if "*" in kind else SCALARS[kind.rpartition(" ")[0]] for kind in kinds]
-
-
-class Strict(EmulatedDevice):
-    """Launches what is packed as the source declares it, as a GPU would need it and would not check."""
-
-    def launch(self, kernel, grid, threads, shared_bytes, args):
-        assert [type(x) for x in args] == parameters(kernel), kernel
-        self.files = {*getattr(self, "files", ()), kernel.file}
-        super().launch(kernel, grid, threads, shared_bytes, args)
-
-
-@emulated
-@pytest.mark.parametrize("storage", ["float32", "float64", "bfloat16"])
-def test_arguments_are_packed_as_the_kernels_declare_them(storage):
-    backend = EmulatedBackend(device=Strict())
-    q, k, v = np.random.default_rng(0).standard_normal((3, 40, 16))
-    if storage == "bfloat16":
-        q, k, v = (backend.device.upload(to_bfloat(x), storage) for x in (q, k, v))
-    else:
-        q, k, v = (backend.memory.from_host(x.astype(storage)) for x in (q, k, v))
-    how = {"block_size": 8, "sample_size": 8, "min_seq_len": 16, "rng": 0, "backend": backend}
-    for is_causal in (False, True):
-        hr.exact_attention(q, k, v, is_causal=is_causal, backend=backend)
-        hr.hyper_attention(q, k, v, is_causal=is_causal, **how)
-    plan = hr.make_plan(q, k, recipe="centred", rng=0, backend=backend)
-    hr.hyper_attention(q, k, v, plan=plan, backend=backend)
-    hr.hardness(q, k, plan, backend=backend)
-    hr.approx_d(q, k, None, kappa=2.0, epsilon=0.5, m=4, backend=backend)
-    sums = backend.attention_sums(q, k, np.zeros((40, 40), bool), scale=0.2, is_causal=True)
-    backend.transposed_attention(q, k, v, sums.log_total, scale=0.2, is_causal=True)
-    everything = {path.name for path in SOURCES.glob("*.cu")}
-    tensor_cores_only = {"attend_tensor.cu", "hash_tensor.cu"}
-    assert backend.device.files == everything - (set() if storage == "bfloat16" else tensor_cores_only)
 
 
 # --- With a GPU ------------------------------------------------------------------------------------------------------

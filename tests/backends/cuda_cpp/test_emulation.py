@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hyperattention_ref.backends.cuda_cpp.backend import Kernel
+from hyperattention_ref.backends.cuda_cpp.device import Kernel
 
 from .emulation.device import (
     HERE,
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missi
 def run(name, *args, threads=64, shared_bytes=0, schedule="forwards"):
     device = EmulatedDevice(schedule, sources=HERE, flags=(f"-I{SOURCES}",))
     pointers = [np.uint64(x.ctypes.data) if isinstance(x, np.ndarray) else np.int32(x) for x in args]
-    device.launch(Kernel("probes.cu", name, ()), (1, 1), threads, shared_bytes, pointers)
+    device.launch(Kernel("probes.cu", name, threads=threads, shared_bytes=shared_bytes), (1, 1), pointers)
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
@@ -31,7 +31,7 @@ def test_fragments_make_the_product_of_the_matrices(transposed):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 16, 16)).astype(np.float16)
     product = np.full((16, 16), np.nan, np.float32)
-    run("product", a, b, product, transposed, threads=32, shared_bytes=1024)
+    run("product", a, b, product, transposed, threads=32)
     expected = a.astype(np.float64) @ (b if transposed else b.T).astype(np.float64)
     np.testing.assert_allclose(product, expected, atol=1e-5)
 
@@ -52,14 +52,14 @@ def test_products_of_pairs_are_rounded_to_bfloat():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_barrier_orders_memory_in_every_schedule(schedule):
     result = np.zeros(64, np.float32)
-    run("neighbour", result, 0, shared_bytes=256, schedule=schedule)
+    run("neighbour", result, 0, schedule=schedule)
     np.testing.assert_array_equal(result, (np.arange(64) + 37) % 64)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_missing_barrier_shows(schedule):
     result = np.zeros(64, np.float32)
-    run("neighbour", result, 1, shared_bytes=256, schedule=schedule)
+    run("neighbour", result, 1, schedule=schedule)
     assert np.isnan(result).any()
 
 
@@ -82,7 +82,7 @@ def test_a_wrong_copy_is_refused(fault, message):
 @pytest.mark.parametrize("leave", [0, 1])
 def test_lanes_that_part_are_a_deadlock(leave, schedule):
     with pytest.raises(KernelError, match=r"deadlock: .*shuffle"):
-        run("parted", np.zeros(64, np.float32), leave, shared_bytes=4, schedule=schedule)
+        run("parted", np.zeros(64, np.float32), leave, schedule=schedule)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -127,9 +127,9 @@ def test_bits_are_counted_and_the_largest_number_wins(schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_barrier_of_a_warp_orders_its_memory(schedule):
     result = np.zeros(64, np.float32)
-    run("lane_neighbour", result, 0, shared_bytes=256, schedule=schedule)
+    run("lane_neighbour", result, 0, schedule=schedule)
     np.testing.assert_array_equal(result % 32, (np.arange(64) + 17) % 32)
-    run("lane_neighbour", result, 1, shared_bytes=256, schedule=schedule)
+    run("lane_neighbour", result, 1, schedule=schedule)
     assert np.isnan(result).any()
 
 
@@ -139,11 +139,19 @@ def test_lanes_that_wait_for_different_things_are_refused(schedule):
         run("parted_warp", np.zeros(64, np.uint32), schedule=schedule)
 
 
-def test_shared_memory_has_the_size_of_the_launch():
-    with pytest.raises(KernelError, match="needs 256 bytes of shared memory, the launch gives 128"):
-        run("neighbour", np.zeros(64, np.float32), 0, shared_bytes=128)
+def test_dynamic_shared_memory_has_the_size_of_the_launch():
+    x, result = np.arange(256, dtype=np.float32), np.zeros(64, np.float32)
+    with pytest.raises(KernelError, match="needs 1040 bytes of shared memory, the launch gives 128"):
+        run("copied", x, result, 0, shared_bytes=128)
+
+
+def test_shared_memory_is_undefined_in_every_block():
+    """What one block leaves there is not what the next one finds."""
+    device, result = EmulatedDevice(sources=HERE, flags=(f"-I{SOURCES}",)), np.zeros(3, np.float32)
+    device.launch(Kernel("probes.cu", "left_behind", threads=32), (3, 1), [np.uint64(result.ctypes.data)])
+    assert np.isnan(result).all()
 
 
 def test_what_does_not_compile_says_why():
     with pytest.raises(RuntimeError, match=r"g\+\+ refuses attend\.cu"):
-        build("attend.cu", "attend", ("STORAGE=nothing", "WIDTH=16"), SOURCES, ())
+        build(Kernel("attend.cu", "attend", ("STORAGE=nothing", "WIDTH=16")), SOURCES, ())

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hyperattention_ref.backends.cuda_cpp import footprint
-from hyperattention_ref.backends.cuda_cpp.backend import Kernel, tensor_kernel
+from hyperattention_ref.backends.cuda_cpp.backend import tensor_kernel
+from hyperattention_ref.backends.cuda_cpp.device import Kernel
 from hyperattention_ref.backends.cuda_cpp.footprint import (
     SHARED,
     SORTING,
@@ -36,13 +37,13 @@ VERSION = nvrtc_version()
 pytestmark = pytest.mark.skipif(isinstance(VERSION, str), reason=str(VERSION))
 
 PORTABLE = [*portable_kernels("float32"), *portable_kernels("float64"), *portable_kernels("bfloat16")[:9], *SORTING]
-HALVES = [tensor_kernel("float16", 64, 64, SHARED).kernel, *(tensor_hash_kernel("float16", d)[0] for d in (64, 128))]
+HALVES = [tensor_kernel("float16", 64, 64, SHARED), *(tensor_hash_kernel("float16", d) for d in (64, 128))]
 TENSOR = [*tensor_kernels("bfloat16"), *HALVES]
 QUICK = [
     *(kernel for kernel in portable_kernels("float32") if not kernel.defines[1:] or "WIDTH=64" in kernel.defines),
     *SORTING,
-    tensor_kernel("bfloat16", 64, 64, SHARED).kernel,
-    tensor_hash_kernel("bfloat16", 64)[0],
+    tensor_kernel("bfloat16", 64, 64, SHARED),
+    tensor_hash_kernel("bfloat16", 64),
 ]
 
 

@@ -3,6 +3,7 @@
 What runs are the sources in `backends/cuda_cpp/kernels` and the launcher of the backend `cupy`; the device is emulated.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import hyperattention_ref as hr
 from hyperattention_ref.backends import reference
 from hyperattention_ref.backends.conformance import check_backend, plans
 from hyperattention_ref.backends.conformance.strategies import AttentionInputs
+from hyperattention_ref.backends.cuda_cpp.backend import tensor_kernel
 
 from .emulation.battery import battery, judge, on_storage
 from .emulation.bugs import Bug, no_barrier, planted, run_sanitized
@@ -24,6 +26,7 @@ from .emulation.device import (
     EmulatedBackend,
     EmulatedDevice,
     KernelError,
+    build,
     from_bfloat,
     missing_compiler,
     to_bfloat,
@@ -69,12 +72,6 @@ def test_the_order_of_threads_changes_no_bit(schedule):
         expected, found = (on_storage(one, backend, "float32") for backend in backends)
         for name, x in expected.items():
             assert x.tobytes() == found[name].tobytes()
-
-
-def test_wrong_shared_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("hyperattention_ref.backends.cuda_cpp.backend.weighted_bytes", lambda x, width: 4096)
-    with pytest.raises(KernelError, match=r"attend: block \(0, 0\), thread 0: the kernel needs \d+ bytes"):
-        on_storage(battery()[0], EmulatedBackend(), "float32")
 
 
 # --- Tensor cores ----------------------------------------------------------------------------------------------------
@@ -143,6 +140,15 @@ def test_the_order_of_threads_changes_no_bit_on_tensor_cores(schedule, shared_li
         )
         for name, x in expected.items():
             assert x.tobytes() == found[name].tobytes()
+
+
+@pytest.mark.parametrize(("d", "d_v"), [(16, 16), (24, 40), (64, 128), (136, 16), (256, 256)])
+@pytest.mark.parametrize("shared_limit", [LITTLE, MUCH])
+def test_a_launch_with_another_size_of_shared_memory_does_not_compile(d, d_v, shared_limit):
+    kernel = tensor_kernel("bfloat16", d, d_v, shared_limit)
+    build(kernel, SOURCES, ())
+    with pytest.raises(RuntimeError, match="the launch gives another size of shared memory"):
+        build(replace(kernel, shared_bytes=kernel.shared_bytes - 16), SOURCES, ())
 
 
 def test_tensor_cores_take_float16():

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 import hyperattention_ref as hr
 from hyperattention_ref.backends.conformance.strategies import AttentionInputs
 from hyperattention_ref.backends.cuda_cpp.leaves import carried_state, leaves_attention, leaves_obstacle
-from hyperattention_ref.backends.cuda_cpp.tables import plan_tables
 from hyperattention_ref.backends.cuda_cpp.torch_attention import PRIMITIVES
 from hyperattention_ref.backends.device_array import LIBRARIES
 from hyperattention_ref.backends.reference import Reference
@@ -102,7 +101,7 @@ def test_a_leaf_with_an_obstacle_is_named(monkeypatch):
 def test_the_state_of_finished_queries_finishes_as_them(dtype):
     q, k, v = tensors((2, 3), 20, 20, 8, dtype)
     out, lse = OnCpu()(q, k, v, scale=1.0, is_causal=True)
-    state = carried_state(out, lse, 8)
+    state = carried_state(out, lse)
     assert (state.dtype, state.shape) == (torch.float32, (120, 10))
     assert state.is_contiguous()
     sums, top, total = state[:, :8], state[:, 8], state[:, 9]
@@ -211,18 +210,6 @@ def leaf_part(one, lse) -> np.ndarray:
         within, total = Reference().exact_attention(q, k, np.abs(v), scale=one.scale, is_causal=True)
         result[:, a:c] = np.exp(total - lse[:, a:c])[..., None] * within
     return result
-
-
-def test_tables_without_leaves_have_only_sweeps_that_take_up_a_state():
-    with_leaves, without = (plan_tables(battery()[3].plan, leaves) for leaves in (True, False))
-    assert [set(w["first"].tolist()) for w in with_leaves.waves] == [{1}, *[{0}] * (len(with_leaves.waves) - 1)]
-    assert [set(w["first"].tolist()) for w in without.waves] == [{0}] * len(without.waves)
-    assert len(without.segments) < len(with_leaves.segments)
-    assert without.carries
-    lone = plan_tables(causal_examples()[2].plan, leaves=False)
-    assert (lone.waves, len(lone.segments)) == ((), 0)
-    free = battery()[2].plan  # a plan that is not causal has no leaves to leave out
-    assert set(plan_tables(free, leaves=False).waves[0]["first"].tolist()) == {1}
 
 
 # --- On a GPU --------------------------------------------------------------------------------------------------------

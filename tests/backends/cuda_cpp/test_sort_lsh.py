@@ -1,10 +1,7 @@
-"""The way from hyperplanes to attention on the device: hashing, sorting, the tables made ahead, and copies of rows.
+"""Hashing and sorting on the device, and the bugs that must be caught in these kernels and those of `memory`.
 
 What runs is the source of `backends/cuda_cpp/kernels` on the emulated device; every launch is in `emulation/drawn.py`.
 """
-
-import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,56 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperattention_ref.backends.conformance.strategies import HashInputs
-from hyperattention_ref.backends.cuda_cpp.device import STORAGE, Layouts
-from hyperattention_ref.backends.cuda_cpp.sort_lsh import DrawnIndices, Hyperplanes, SortingOnDevice, three_parts
-from hyperattention_ref.backends.cuda_cpp.tables import SIDE_FIELDS, drawn_tables, head_sides, plan_tables
+from hyperattention_ref.backends.cuda_cpp.device import STORAGE
+from hyperattention_ref.backends.cuda_cpp.sort_lsh import Hyperplanes, three_parts
+from hyperattention_ref.backends.cuda_cpp.tables import SIDE_FIELDS, Items, drawn_tables, head_sides
 from hyperattention_ref.paper.definition_1_sorted_lsh import hamming_sorted_lsh, scaled_rows
 from hyperattention_ref.plan.block_mask import BlockMask
-from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
-from hyperattention_ref.plan.noise import Draw
-from hyperattention_ref.plan.plan import Plan
-from hyperattention_ref.plan.tiling import causal_tiling
 
 from .emulation.bugs import Bug, no_barrier, planted, run_apart, run_sanitized
 from .emulation.device import SCHEDULES, SOURCES, EmulatedDevice, from_bfloat, missing_compiler
-from .emulation.drawn import (
-    CHECKS,
-    check_runs,
-    convert,
-    hash_sides,
-    largest,
-    numbers,
-    real,
-    records,
-    rounded,
-    sort_runs,
-    stored,
-)
+from .emulation.drawn import CHECKS, VIEWS, check_runs, hash_sides, numbers, sort_runs, stored
 
 pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 
-VIEWS = {
-    "whole": lambda x: x,
-    "rows backwards": lambda x: x[:, ::-1],
-    "columns backwards": lambda x: x[..., ::-1],
-    "every other column": lambda x: x[..., ::2],
-    "not at a multiple of 16 bytes": lambda x: x[..., 1:],
-    "turned": lambda x: x.swapaxes(1, 2),
-    "one head many times": lambda x: np.broadcast_to(x[:1], x.shape),
-    "one row many times": lambda x: np.broadcast_to(x[:, :1], x.shape),
-}
-QUICK_PAIRS = {("float32", "bfloat16"), ("float64", "float16"), ("bfloat16", "float32")}
 HASHED = [
     pytest.param(*pair, marks=() if pair in (("float32", "auto"), ("bfloat16", "auto")) else pytest.mark.slow)
     for pair in (*((storage, "auto") for storage in STORAGE), ("float16", "portable"), ("bfloat16", "portable"))
 ]
 PARTS = [("bfloat16", "auto"), ("float16", "auto")]  # on tensor cores
-PAIRS = [
-    pytest.param(storage, target, marks=() if (storage, target) in QUICK_PAIRS else pytest.mark.slow)
-    for storage in STORAGE
-    for target in STORAGE
-]
-
 
 # --- Sorting ---------------------------------------------------------------------------------------------------------
 
@@ -93,14 +57,15 @@ def test_orders_are_those_of_a_stable_argsort(sizes, n_bits, n_different, schedu
 def test_block_numbers_are_those_of_a_block_mask(size, seed):
     n_q, n_k, block_size = size
     rng = np.random.default_rng(seed)
-    tables = drawn_tables(1, n_q, n_k, (), ((0, n_q, 0, n_k),), block_size=block_size, sample_size=0)
+    tables = drawn_tables(1, n_q, (), ((0, n_q, 0, n_k),), block_size=block_size, sample_size=0)
     codes = rng.integers(16, size=tables.n_codes)
     indices = np.full(tables.n_indices, -1, np.int32)
-    (sorting,) = tables.sorting
-    sort_runs(EmulatedDevice(), codes, sorting.runs, 4, indices)
+    (wave,) = tables.waves
+    runs = wave.sorting.runs
+    sort_runs(EmulatedDevice(), codes, runs, 4, indices)
     orders = [np.argsort(codes[part], kind="stable") for part in (slice(n_q), slice(n_q, None))]
     mask = BlockMask.from_orders(*orders, block_size)
-    for run, order, blocks in zip(sorting.runs, orders, (mask.query_blocks(), mask.key_blocks()), strict=True):
+    for run, order, blocks in zip(runs.records, orders, (mask.query_blocks(), mask.key_blocks()), strict=True):
         np.testing.assert_array_equal(indices[run["order"] :][: run["n"]], order)
         np.testing.assert_array_equal(indices[run["blocks"] :][: run["n"]], blocks)
 
@@ -130,7 +95,7 @@ def test_codes_of_sides_are_those_of_definition_1(storage, path, n_planes, d, si
         places.append((head, first, stop - first, number, sum(map(len, expected))))
         expected.append(hamming_sorted_lsh(numbers(x)[head, first:stop].astype(float), planes[number]))
     codes = np.full(sum(map(len, expected)), -1, np.int64)
-    largest = hash_sides(device, x, records(SIDE_FIELDS, places), planes, codes, path)
+    largest = hash_sides(device, x, Items.of(SIDE_FIELDS, places), planes, codes, path)
     np.testing.assert_array_equal(codes, np.concatenate(expected))
     assert largest == max(np.abs(numbers(x)[h, first : first + n]).max() for h, first, n, _, _ in places)
 
@@ -206,11 +171,12 @@ def test_hashing_finds_what_is_not_finite(storage, path, bad):
 def test_three_parts_make_a_float32_number(seed, n_planes, d, storage):
     rng = np.random.default_rng(seed)
     planes = scaled_rows(rng.standard_normal((2, n_planes, d)) * 2.0 ** rng.integers(-30, 1, (2, n_planes, d)))
-    parts = three_parts(planes, storage, 64)
-    assert parts.shape == (2, -(-n_planes // 8), 3, 8, 64)
+    parts = three_parts(planes, storage)
+    depth = -(-d // 32) * 32
+    assert parts.shape == (2, -(-n_planes // 8), 3, 8, depth)
     assert parts.dtype == np.uint16
     found = from_bfloat(parts) if storage == "bfloat16" else np.ldexp(parts.view(np.float16).astype(float), -15)
-    total = found.sum(axis=2, dtype=float).reshape(2, -1, 64)
+    total = found.sum(axis=2, dtype=float).reshape(2, -1, depth)
     error = np.abs(total[:, :n_planes, :d] - planes.astype(np.float32))
     assert np.all(error <= (0 if storage == "bfloat16" else 2.0**-40))
     assert np.all((error == 0) | (np.abs(planes) < 2.0**-16))
@@ -236,154 +202,6 @@ def test_the_sides_of_whole_heads_are_all_their_rows():
     device, codes = EmulatedDevice(), np.full((3, 70), -1, np.int64)
     hash_sides(device, stored(x, "float32"), head_sides(3, 70), planes[:1, :9], codes)
     np.testing.assert_array_equal(codes, hamming_sorted_lsh(x, planes[0, :9]))
-
-
-# --- From hyperplanes to attention -----------------------------------------------------------------------------------
-
-
-def spelled_out(tables, indices_of, block_size):
-    """The sweeps of each wave in their order, with the arrays they refer to in place of positions.
-
-    `indices(wave)` is the table of indices that the wave finds.
-    """
-
-    def part(array, position, n):
-        return None if position < 0 else array[position : position + n].tolist()
-
-    def segment(s, indices):
-        n_blocks = -(-s["n"] // min(block_size, s["n"]))
-        keys, offsets = part(indices, s["keys"], s["n"]), part(indices, s["offsets"], n_blocks + 1)
-        return s["n"], keys, offsets, part(tables.weights, s["weights"], s["n"]), s["views"], s["inside"], s["causal"]
-
-    def sweep(s, indices):
-        place = [int(s[name]) for name in ("head", "query_start", "key_start", "n_q", "n_k", "first", "last")]
-        orders = [part(indices, s[name], s["n_q"]) for name in ("query_order", "query_blocks")]
-        segments = tables.segments[s["segment"] : s["segment"] + s["n_segments"]]
-        return place, orders, part(indices, s["key_blocks"], s["n_k"]), [segment(x, indices) for x in segments]
-
-    return [[sweep(s, indices_of(number)) for s in wave] for number, wave in enumerate(tables.waves)]
-
-
-def paper_plan(x, leaves, places, draw, block_size) -> Plan:
-    """What `make_plan` makes of this noise, by NumPy."""
-
-    def rectangle(head, r):
-        query_start, _, key_start, _ = places[r]
-        q, k = (np.asarray(y.owner)[head, a:c] for y, a, c in zip(x, places[r][::2], places[r][1::2], strict=True))
-        orders = [np.argsort(hamming_sorted_lsh(rows, draw.planes[head, r]), kind="stable") for rows in (q, k)]
-        keys = (draw.uniforms[head, r] * len(k)).astype(int)
-        weights = np.full(keys.size, math.log(len(k) / max(keys.size, 1)))
-        view = BlockMask.from_orders(*orders, block_size)
-        return Rectangle(len(q), len(k), (view,), (), keys, weights, query_start, key_start)
-
-    n_heads, n_q, n_k = x[0].shape[0], x[0].shape[1], x[1].shape[1]
-    rows = [tuple(rectangle(head, r) for r in range(len(places))) for head in range(n_heads)]
-    return Plan((n_heads,), tuple(HeadPlan(n_q, n_k, rectangles, leaves) for rectangles in rows))
-
-
-def tiling(n_q: int, n_k: int, min_seq_len):
-    """Leaves and rectangles as `drawn_tables` takes them; None is not causal."""
-    if min_seq_len is None:
-        return (), ((0, n_q, 0, n_k),)
-    leaves, triples = causal_tiling(n_q, min_seq_len)
-    return leaves, tuple((s, c, a, s) for a, s, c in triples)
-
-
-@pytest.mark.parametrize(
-    ("n_q", "n_k", "min_seq_len", "block_size", "sample_size", "n_bits"),
-    [
-        (150, 203, None, 48, 70, 7),
-        (201, 64, None, 1000, 5, 12),
-        (1, 1, None, 1, 0, 1),
-        (203, 203, 30, 16, 20, 5),
-        (97, 97, 50, 32, 0, 9),
-        (40, 40, 64, 32, 7, 3),
-    ],
-)
-def test_tables_made_ahead_lead_to_the_attention_of_the_plan(n_q, n_k, min_seq_len, block_size, sample_size, n_bits):
-    rng = np.random.default_rng(n_q)
-    device = EmulatedDevice("random", 5)
-    q, k = (stored(rng.standard_normal((2, n, 16)), "float32") for n in (n_q, n_k))
-    leaves, places = tiling(n_q, n_k, min_seq_len)
-    draw = Draw(rng.standard_normal((2, len(places), n_bits, 16)), rng.random((2, len(places), sample_size)))
-    tables = drawn_tables(2, n_q, n_k, leaves, places, block_size=block_size, sample_size=sample_size)
-    sorting = tuple(SortingOnDevice.of(device, x) for x in tables.sorting)
-    planner = SimpleNamespace(recipe=SimpleNamespace(lsh_bits=n_bits), places=places)
-    drawn = DrawnIndices(device, Layouts(device), q, k, tables, sorting, planner, lambda: draw, "auto", None)
-
-    planned = plan_tables(paper_plan((q, k), leaves, places, draw, block_size))
-    found = spelled_out(tables, lambda wave: np.asarray(drawn.before(wave).owner), block_size)
-    assert found == spelled_out(planned, lambda wave: planned.indices, block_size)
-
-
-def test_rectangles_of_as_many_keys_share_offsets_and_weights():
-    leaves, places = tiling(256, 256, 32)
-    tables = drawn_tables(3, 256, 256, leaves, places, block_size=16, sample_size=9)
-    lengths = (32, 64, 128)
-    assert tables.indices.size == sum(n // 16 + 1 for n in lengths)
-    assert tables.weights.size == 9 * len(lengths)
-    assert tables is drawn_tables(3, 256, 256, leaves, places, block_size=16, sample_size=9)
-
-
-# --- The largest entry, and copies -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("storage", STORAGE)
-@given(
-    st.integers(1, 300),
-    st.integers(2, 40),
-    st.sampled_from(sorted(VIEWS)),
-    st.lists(st.sampled_from((0.0, -0.0, 1.0, -2.5, 1e-7, 60000.0, -60000.0, np.inf, -np.inf, np.nan, -np.nan))),
-    st.sampled_from(SCHEDULES),
-    st.integers(0, 2**32 - 1),
-)
-@settings(max_examples=25)
-def test_the_largest_entry_is_found_and_nan_beats_all(storage, n, d, view, specials, schedule, seed):
-    rng = np.random.default_rng(seed)
-    x = np.zeros((2, n, d)) if specials else rng.standard_normal((2, n, d))
-    x.ravel()[rng.integers(x.size, size=len(specials))] = specials
-    device = EmulatedDevice(schedule, 3)
-    array = stored(x, storage, VIEWS[view])
-    found, expected = largest(device, array), np.abs(numbers(array)).max()
-    np.testing.assert_array_equal(found, expected)
-    assert not np.signbit(found)
-
-
-@pytest.mark.parametrize(("storage", "target"), PAIRS)
-@given(
-    st.integers(1, 140),
-    st.integers(2, 40),
-    st.sampled_from(sorted(VIEWS)),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from(SCHEDULES),
-    st.integers(0, 2**32 - 1),
-)
-@settings(max_examples=20)
-def test_rows_are_converted(storage, target, n, d, view, choose, centre, schedule, seed):
-    rng = np.random.default_rng(seed)
-    device = EmulatedDevice(schedule, 3)
-    x = rng.standard_normal((2, n, d)) * 10.0 ** rng.integers(-9, 5, (2, n, d))
-    x.ravel()[rng.integers(x.size, size=4)] = [0.0, -0.0, np.inf, np.nan]
-    array = stored(x, storage, VIEWS[view])
-    rows = rng.integers(array.shape[1], size=rng.integers(1, 150)).astype(np.int32) if choose else None
-    center = rng.standard_normal((2, array.shape[2])).astype(real(target)) if centre else None
-    expected = numbers(array).astype(np.result_type(real(storage), real(target)))
-    expected = expected[:, rows] if choose else expected
-    expected = rounded(expected - center[:, None] if centre else expected, target)
-    found = numbers(convert(device, array, target, rows, center))
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(np.signbit(found[found == 0]), np.signbit(expected[expected == 0]))
-
-
-def test_a_double_is_rounded_once():
-    """A double beside the middle of two numbers of 16 bits, so near that float32 does not see the difference."""
-    device = EmulatedDevice()
-    for target, unit in (("float16", 2.0**-10), ("bfloat16", 2.0**-7)):
-        middle = 1 + unit / 2
-        x = np.array([np.nextafter(middle, 2), middle, np.nextafter(middle, 1), 1e300, -1e300]).reshape(1, -1, 1)
-        found = numbers(convert(device, stored(x, "float64"), target)).ravel().tolist()
-        assert found == [1 + unit, 1, 1, np.inf, -np.inf]
 
 
 # --- Planted bugs ----------------------------------------------------------------------------------------------------

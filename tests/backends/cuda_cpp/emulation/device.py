@@ -111,16 +111,16 @@ class EmulatedDevice:
     def synchronize(self):
         pass
 
-    def launch(self, kernel: Kernel, grid, threads, shared_bytes, args):
+    def launch(self, kernel: Kernel, blocks, args):
         self.launched.append(kernel.name)
-        library = ctypes.CDLL(str(build(kernel.file, kernel.name, kernel.defines, self.sources, self.flags)))
+        library = ctypes.CDLL(str(build(kernel, self.sources, self.flags)))
         values = [np.array(x) for x in args]
         pointers = (ctypes.c_void_p * len(values))(*(x.ctypes.data for x in values))
         error = ctypes.create_string_buffer(4000)
         failed = getattr(library, f"emulated_{kernel.name}")(
-            (ctypes.c_uint * 2)(*grid),
-            ctypes.c_uint(threads),
-            ctypes.c_size_t(shared_bytes),
+            (ctypes.c_uint * 2)(*blocks),
+            ctypes.c_uint(kernel.threads),
+            ctypes.c_size_t(kernel.shared_bytes),
             self.schedule.encode(),
             ctypes.c_uint(self.seed),
             pointers,
@@ -129,6 +129,13 @@ class EmulatedDevice:
         )
         if failed:
             raise KernelError(f"{kernel.name}: {error.value.decode()}")
+
+
+class DeviceWithoutKernels(EmulatedDevice):
+    """Refuses nothing and runs nothing: for what happens before a launch."""
+
+    def launch(self, kernel, blocks, args):
+        self.launched.append(kernel.name)
 
 
 class EmulatedBackend(CudaBackend):
@@ -155,10 +162,10 @@ def from_bfloat(bits) -> np.ndarray:
 
 
 @cache
-def build(file: str, name: str, defines: tuple[str, ...], sources: Path, flags: tuple[str, ...]) -> Path:
+def build(kernel: Kernel, sources: Path, flags: tuple[str, ...]) -> Path:
     """The shared library of one variant, compiled once for each state of the sources."""
-    unit = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in ("CUDA_EMULATION=1", *defines))
-    unit += f'#include "{file}"\nEMULATED_KERNEL({name})\n'
+    unit = "".join(f"#define {macro.replace('=', ' ', 1)}\n" for macro in ("CUDA_EMULATION=1", *kernel.macros))
+    unit += f'#include "{kernel.file}"\nEMULATED_KERNEL({kernel.name})\n'
     texts = [path.read_text() for path in (*sorted(sources.glob("*.cu*")), HERE / "emulation.h")]
     digest = hashlib.sha256("\0".join([unit, *FLAGS, *flags, *texts]).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / "hyperattention-cuda-emulation"
@@ -171,7 +178,7 @@ def build(file: str, name: str, defines: tuple[str, ...], sources: Path, flags: 
             command = ["g++", *FLAGS, *flags, f"-I{sources}", f"-I{HERE}", str(source), "-o", str(built)]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
-                raise RuntimeError(f"g++ refuses {file}:\n{result.stderr[:4000]}")
+                raise RuntimeError(f"g++ refuses {kernel.file}:\n{result.stderr[:4000]}")
             built.replace(library)
     return library
 

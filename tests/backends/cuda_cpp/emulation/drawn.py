@@ -5,18 +5,26 @@ import numpy as np
 from hyperattention_ref.backends.cuda_cpp import sort_lsh
 from hyperattention_ref.backends.cuda_cpp.device import Layouts
 from hyperattention_ref.backends.cuda_cpp.memory import CudaMemory, Largest
-from hyperattention_ref.backends.cuda_cpp.tables import CHUNK, DIGITS, RUN_FIELDS, SIDE_FIELDS
+from hyperattention_ref.backends.cuda_cpp.tables import CHUNK, DIGITS, RUN_FIELDS, SIDE_FIELDS, Items
 from hyperattention_ref.backends.device_array import DeviceArray
 from hyperattention_ref.paper.definition_1_sorted_lsh import hamming_sorted_lsh
 
 from .device import from_bfloat, in_place, to_bfloat
 
-GAP = 3  # entries between the places of different runs: nobody may write there
+GAP = 3  # entries between the places of different runs: nothing may be written there
 
 
-def records(fields, rows) -> np.ndarray:
-    """A structured array as `tables` writes it."""
-    return np.array([tuple(row) for row in rows], [(name, np.int64) for name in fields])
+VIEWS = {
+    "whole": lambda x: x,
+    "rows backwards": lambda x: x[:, ::-1],
+    "columns backwards": lambda x: x[..., ::-1],
+    "every other column": lambda x: x[..., ::2],
+    "not at a multiple of 16 bytes": lambda x: x[..., 1:],
+    "turned": lambda x: x.swapaxes(1, 2),
+    "one head many times": lambda x: np.broadcast_to(x[:1], x.shape),
+    "one row many times": lambda x: np.broadcast_to(x[:, :1], x.shape),
+}
+"""Layouts of an array (heads, n, d)."""
 
 
 def stored(x, storage: str, view=np.asarray) -> DeviceArray:
@@ -34,20 +42,18 @@ def real(storage: str) -> type:
     return np.float64 if storage == "float64" else np.float32
 
 
-def hash_sides(device, x: DeviceArray, sides, planes, codes: np.ndarray, path="auto") -> float:
+def hash_sides(device, x: DeviceArray, sides: Items, planes, codes: np.ndarray, path="auto") -> float:
     """Fill in the codes of these sides, and find their largest entry; planes are (sets, r, d), as they were drawn."""
-    uploaded = sort_lsh.Hyperplanes.of(device, planes, x, path)
-    grid, found = (len(sides), int(sides["n"].max())), Largest(device, [x])
-    args = device, Layouts(device), x, device.upload(sides), grid, uploaded, in_place(codes)
-    sort_lsh.hash_sides(*args, found.place(0))
+    uploaded, found = sort_lsh.Hyperplanes.of(device, planes, x, path), Largest(device, [x])
+    sort_lsh.hash_sides(Layouts(device), x, sides.uploaded(device), uploaded, in_place(codes), found.place(0))
     return found.numbers()()[0]
 
 
-def sort_runs(device, codes: np.ndarray, runs: np.ndarray, n_bits: int, indices: np.ndarray) -> None:
+def sort_runs(device, codes: np.ndarray, runs: Items, n_bits: int, indices: np.ndarray) -> None:
     """Fill in the orders and block numbers of these runs."""
-    n_counts = int(runs["counts"][-1]) + -(-int(runs["n"][-1]) // CHUNK) * DIGITS
-    grid, counts = (len(runs), int(runs["n"].max())), device.empty((n_counts,), "int32")
-    sort_lsh.sort_runs(device, device.upload(runs), grid, n_bits, in_place(codes), in_place(indices), counts)
+    last = runs.records[-1]
+    counts = device.empty((int(last["counts"]) + -(-int(last["n"]) // CHUNK) * DIGITS,), "int32")
+    sort_lsh.sort_runs(device, runs.uploaded(device), n_bits, in_place(codes), in_place(indices), counts)
 
 
 def memory(device) -> CudaMemory:
@@ -96,7 +102,7 @@ def check_runs(device, sizes, n_bits: int, codes_of) -> None:
         n_counts += -(-n // CHUNK) * DIGITS
         place += n + GAP
     indices = np.full(2 * place, -1, np.int32)
-    sort_runs(device, codes, records(RUN_FIELDS, runs), n_bits, indices)
+    sort_runs(device, codes, Items.of(RUN_FIELDS, runs), n_bits, indices)
     np.testing.assert_array_equal(indices, np.concatenate(expected))
 
 
@@ -117,7 +123,7 @@ def check_sides(device, x, planes, storage: str, path: str, view=np.asarray) -> 
     for head, start, n, number, place in places:
         expected[place : place + n] = hamming_sorted_lsh(rows[head, start : start + n], planes[number])
     codes = np.full(405, -1, np.int64)
-    largest = hash_sides(device, array, records(SIDE_FIELDS, places), planes, codes, path)
+    largest = hash_sides(device, array, Items.of(SIDE_FIELDS, places), planes, codes, path)
     np.testing.assert_array_equal(codes, expected)
     assert largest == max(np.abs(rows[0, 3:134]).max(), np.abs(rows[1]).max())
 
@@ -176,11 +182,11 @@ def check_convert(device) -> None:
         center = rng.standard_normal((2, 37)).astype(real(target))
         array = stored(x, storage)
         wide = numbers(array).astype(np.float64 if storage == "float64" else np.float32)
-        for chosen in (None, rows):
+        for numbers_of_rows in (None, rows):
             for middle in (None, center):
-                expected = wide if chosen is None else wide[:, chosen]
+                expected = wide if numbers_of_rows is None else wide[:, numbers_of_rows]
                 expected = expected if middle is None else expected - middle[:, None]
-                found = convert(device, array, target, chosen, middle)
+                found = convert(device, array, target, numbers_of_rows, middle)
                 np.testing.assert_array_equal(numbers(found), rounded(expected, target))
 
 

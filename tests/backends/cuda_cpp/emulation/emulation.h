@@ -6,8 +6,8 @@
 // show:
 //
 //   order      a schedule says which fiber runs next: all forwards, all backwards, one warp as far as it goes, random;
-//   memory     shared memory starts as NaN in every block, and has exactly the size of the launch, so that an address
-//              sanitizer sees what lies outside;
+//   memory     shared memory starts as NaN in every block, and has exactly the size of the kernel's struct, so that an
+//              address sanitizer sees what lies outside;
 //   copies     an asynchronous copy puts NaN in its place when it is issued, and the data there when it is waited for;
 //   meetings   lanes that wait for different things, or for lanes that are gone, are an error, and so is a deadlock.
 //
@@ -35,7 +35,8 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define SHARED(Type, name) Type &name = *static_cast<Type *>(emulation::shared(sizeof(Type)))
+#define SHARED(Type, name) Type &name = *static_cast<Type *>(emulation::static_shared(sizeof(Type)))
+#define DYNAMIC_SHARED(Type, name) Type &name = *static_cast<Type *>(emulation::dynamic_shared(sizeof(Type)))
 
 struct uint3 {
     unsigned int x, y, z;
@@ -78,7 +79,8 @@ struct Block {
     std::vector<Fiber> fibers;
     Group everyone;
     std::vector<Group> warps;
-    std::vector<unsigned char> *shared = nullptr;
+    size_t dynamic_bytes;               // of shared memory, as the launch says
+    std::vector<unsigned char> shared;  // allocated by the first thread that asks for it
     std::function<void()> body;
     std::string error;
 };
@@ -102,11 +104,17 @@ inline void hand_over() {
     for (;;) hand_over();
 }
 
-inline void *shared(size_t bytes) {
-    if (bytes != block->shared->size())
+inline void *static_shared(size_t bytes) {
+    if (block->shared.empty()) block->shared.assign(bytes, 0xff);
+    if (block->shared.size() != bytes) fail("the emulation knows kernels with one struct of shared memory only");
+    return block->shared.data();
+}
+
+inline void *dynamic_shared(size_t bytes) {
+    if (bytes != block->dynamic_bytes)
         fail("the kernel needs " + std::to_string(bytes) + " bytes of shared memory, the launch gives " +
-             std::to_string(block->shared->size()));
-    return block->shared->data();
+             std::to_string(block->dynamic_bytes));
+    return static_shared(bytes);
 }
 
 inline void release(Group &group) {
@@ -210,19 +218,18 @@ void call(void (*kernel)(Arguments...), void **arguments, std::index_sequence<I.
 
 // What cuLaunchKernel does; the message of the first error, or nothing.
 template <class... Arguments>
-std::string launch(void (*kernel)(Arguments...), const unsigned int *grid, unsigned int threads, size_t shared_bytes,
+std::string launch(void (*kernel)(Arguments...), const unsigned int *grid, unsigned int threads, size_t dynamic_bytes,
                    const std::string &schedule, unsigned int seed, void **arguments) {
     std::mt19937 random(seed);
     static std::vector<std::unique_ptr<char[]>> stacks;
     while (stacks.size() < threads) stacks.emplace_back(new char[STACK_BYTES]);
     for (unsigned int y = 0; y < grid[1]; ++y)
         for (unsigned int x = 0; x < grid[0]; ++x) {
-            std::vector<unsigned char> shared_memory(shared_bytes, 0xff);
             Block b;
             b.index = {x, y, 0};
             b.size = {threads, 1, 1};
             b.grid = {grid[0], grid[1], 1};
-            b.shared = &shared_memory;
+            b.dynamic_bytes = dynamic_bytes;
             b.body = [&] { call(kernel, arguments, std::index_sequence_for<Arguments...>{}); };
             const int n = static_cast<int>(threads);
             b.everyone = {0, n, n};
@@ -245,11 +252,11 @@ std::string launch(void (*kernel)(Arguments...), const unsigned int *grid, unsig
 
 // The symbol that the tests call.
 #define EMULATED_KERNEL(kernel)                                                                                      \
-    extern "C" int emulated_##kernel(const unsigned int *grid, unsigned int threads, size_t shared_bytes,            \
+    extern "C" int emulated_##kernel(const unsigned int *grid, unsigned int threads, size_t dynamic_bytes,           \
                                      const char *schedule, unsigned int seed, void **arguments, char *error,         \
                                      size_t error_bytes) {                                                           \
         const std::string message =                                                                                  \
-            emulation::launch(kernel, grid, threads, shared_bytes, schedule, seed, arguments);                       \
+            emulation::launch(kernel, grid, threads, dynamic_bytes, schedule, seed, arguments);                      \
         snprintf(error, error_bytes, "%s", message.c_str());                                                         \
         return !message.empty();                                                                                     \
     }

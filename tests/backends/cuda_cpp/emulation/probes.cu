@@ -42,12 +42,23 @@ extern "C" __global__ void neighbour(float *result, int fault) {
     result[threadIdx.x] = tile.x[(threadIdx.x + 37) % THREADS];
 }
 
+// Every block tells what it finds in shared memory, and leaves a number there.
+extern "C" __global__ void left_behind(float *result) {
+    struct Tile {
+        float x[32];
+    };
+    SHARED(Tile, tile);
+    if (threadIdx.x == 0) result[blockIdx.x] = tile.x[0];
+    __syncthreads();
+    tile.x[threadIdx.x] = 1;
+}
+
 // An asynchronous copy is read; `fault` 1 does not wait for it, 2 leaves it in flight, 3 uses a wrong address.
 extern "C" __global__ void copied(const float *x, float *result, int fault) {
     struct alignas(16) Tile {
         float x[4 * THREADS + 4];
     };
-    SHARED(Tile, tile);
+    DYNAMIC_SHARED(Tile, tile);
     float *mine = &tile.x[4 * threadIdx.x + (fault == 3)];
     copy_16_bytes(mine, x + 4 * threadIdx.x, threadIdx.x % 2 == 0);
     commit_copies();
