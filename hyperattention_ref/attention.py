@@ -124,7 +124,7 @@ def hyper_attention(
         if planner.recipe.is_plain and hasattr(chosen, "drawn_attention"):
             noise = partial(planner.noise, rng, math.prod(q.shape[:-2]), q.shape[-1])
             results = chosen.drawn_attention(q, k, v, noise, planner, scale=scale, extremes=largest)
-            check_range(draws=planner.most_draws)  # last: the kernels have found the largest entries on their way
+            check_range(draws=planner.most_draws)  # after the call: it finds the largest entries
             return _shaped(results, lead, return_lse)
         check_range(draws=planner.most_draws)
         plan = planner.plan(q, k, lead, rng)

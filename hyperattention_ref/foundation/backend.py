@@ -49,10 +49,14 @@ class Backend(Protocol):
     already checked: one floating dtype, finite, matching shapes, `scale` finite. `out` is `(..., n_q, d_v)` and
     `lse` `(..., n_q)`, the natural log of the softmax denominator.
 
-    A backend whose arrays are not on the host has one more attribute, `memory`, a `foundation.memory.Memory`. It
-    receives that memory's views and returns arrays of the caller's library. Plans, masks, hyperplanes, samples and caps
-    are always on the host. A backend that can compute the output from the noise without a Plan on the host may also
-    implement `drawn_attention`; see `cuda_cpp.backend.CudaBackend`.
+    A backend whose arrays are not on the host has one more attribute, `memory`, a `foundation.memory.Memory`: arrays
+    arrive as its views, results are arrays of the caller's library. Plans, masks, hyperplanes, samples and caps are
+    decisions and lie on the host.
+
+    A backend that hashes and sorts where its arrays lie may also offer `drawn_attention(q, k, v, noise, planner, *,
+    scale, extremes)`: (out, lse) of the Plan that a `plan.planner.Planner` of the paper's recipe makes from its noise,
+    without this Plan on the host. `backends/cuda_cpp/backend.py` has it, and says in its docstring what is read of the
+    planner. The entries of q, k and v have not been checked then: `hyper_attention` reads `extremes` after the call.
     """
 
     name: str
