@@ -4,7 +4,7 @@
 #   make models   run the tests that need torch, transformers, a trained model and the benchmark's rivals (some GB)
 #   make cuda     compile the GPU kernels for five generations of devices, without one (about a GB)
 #   make docs     build the pages to docs/_build/
-#   make lint     ruff: rules and format
+#   make lint     ruff and clang-format: rules and format
 #   make types    mypy, on the source tree
 #   make wheel    build the wheel and install it into .venv-wheel
 #   make clean    remove everything these targets made
@@ -37,6 +37,8 @@ docs: .venv/docs.installed
 lint: .venv/lint.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/clang-format --dry-run -Werror backends/cuda_cpp/kernels/* \
+	    tests/backends/cuda_cpp/emulation/*.h tests/backends/cuda_cpp/emulation/*.cu
 
 # mypy sees the source tree as it is installed, by links: backends/ is hyperattention_ref.backends.
 types: .venv/lint.installed .venv/test.installed

@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, (BLOCKS<Real, WIDTH>))
         const int last = smaller(start + ROWS, static_cast<int>(sweep.n_q)) - 1;
         const Range range = range_of(segment, blocks, indices, query_at(start), query_at(last));
         for (int begin = range.begin; begin < range.end; begin += COLUMNS) {
-            if (threadIdx.x < COLUMNS) {  // nobody reads the keys before any more: all have fetched their last values
+            if (threadIdx.x < COLUMNS) {  // the keys before are no longer read: all have fetched their last values
                 const int place = begin + threadIdx.x;
                 const bool exists = place < range.end;
                 const int key = !exists ? -1 : segment.keys < 0 ? place : indices[segment.keys + place];

@@ -11,7 +11,7 @@
 // Copies are asynchronous, 16 bytes at a time, into two buffers in turn. A row of a tile is padded by 16 bytes: with an
 // odd number of 16-byte pieces the eight rows of a matrix lie in different banks.
 //
-// Registers are what is short: with two strips, logits and sums take 128 of 168. So what all threads know alike (the
+// Registers are scarce: with two strips, logits and sums take 128 of 168. So what is the same in all threads (the
 // segments, where the matrices lie) is kept in shared memory. A product begins with the log-weight of its key, divided
 // by the scale, so that a logit needs no operation of its own before its exponential.
 //
@@ -23,8 +23,8 @@
 #include "tensor.cuh"
 
 constexpr int THREADS = 128, LANES = 32, PAD = 8;
-constexpr int STRIPS = QUERIES / 64, ROWS = 2 * STRIPS;  // of a warp; rows of the tile that a lane holds numbers of
-constexpr int GROUPS = KEYS / 8, COLUMNS = 2 * GROUPS;   // of eight keys: one accumulator each; columns of a lane
+constexpr int STRIP = 16, STRIPS = QUERIES / (4 * STRIP), ROWS = 2 * STRIPS;  // strips of a warp; rows of a lane
+constexpr int GROUPS = KEYS / 8, COLUMNS = 2 * GROUPS;  // of eight keys: one accumulator each; columns of a lane
 
 // Blocks on a multiprocessor: registers must allow them without spilling. For newer GPUs the compiler wants more.
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000
@@ -40,6 +40,42 @@ constexpr int STEP = THREADS / SHARE, COPIED = KEYS / STEP;
 
 // The largest logit may be so much above `top`, in base 2: a weight is then at most 256, as exact as any other.
 constexpr float SLACK = 8;
+
+// Which numbers of a tile a thread has. Of the 16 x 8 numbers of an accumulator (fragment c of tensor.cuh) a lane holds
+// the rows lane / 4 and lane / 4 + 8, and of these one pair of columns. Over all strips and groups of a warp that makes
+// its rows r < ROWS and its columns c < COLUMNS.
+__device__ inline int lane() { return threadIdx.x % LANES; }
+__device__ inline int first_row_of_warp() { return threadIdx.x / LANES * (STRIP * STRIPS); }
+__device__ inline int row_of(int r) { return first_row_of_warp() + lane() / 4 + 8 * r; }
+__device__ inline int column_of(int c) { return 8 * (c / 2) + 2 * (threadIdx.x % 4) + c % 2; }
+__device__ inline bool is_first_of_row() { return threadIdx.x % 4 == 0; }  // of the four lanes that share a row
+
+// Where a lane holds the number of its row r and its column c: in accumulators, ...
+template <int N> __device__ inline float &entry(float (&sums)[STRIPS][N][4], int r, int c) {
+    return sums[r / 2][c / 2][2 * (r % 2) + c % 2];
+}
+// ... in left factors, which hold the columns c and c + 1 in one register, ...
+template <int N> __device__ inline unsigned int &pair_at(unsigned int (&factors)[STRIPS][N][4], int r, int c) {
+    return factors[r / 2][c / 4][r % 2 + 2 * (c / 2 % 2)];
+}
+// ... and as a bit of the word of its strip.
+__device__ inline unsigned int bit_of(int r, int c) { return 1u << (16 * (r % 2) + c); }
+
+// The row of eight numbers that a lane points load_matrices to, in the 16 x 16 numbers from (row, column) on. Of the
+// four matrices, 0 and 1 lie below each other and make a left factor, or transposed two right ones; or ...
+template <int N, int M>
+__device__ inline const STORAGE *down_first(const STORAGE (&matrix)[N][M], int row, int column) {
+    return &matrix[row + lane() % 16][column + 8 * (lane() / 16)];
+}
+// ... they lie beside each other, and make two right factors: eight rows, and the next eight.
+template <int N, int M>
+__device__ inline const STORAGE *across_first(const STORAGE (&matrix)[N][M], int row, int column) {
+    return &matrix[row + 8 * (lane() / 16) + lane() % 8][column + 8 * (lane() / 8 % 2)];
+}
+
+// What a thread copies: of every STEPth row, from its first one on, the piece of eight columns from its column on.
+__device__ inline int copied_row(int i = 0) { return static_cast<int>(threadIdx.x) / SHARE + i * STEP; }
+__device__ inline int copied_column() { return threadIdx.x % SHARE * 8; }
 
 // The logit of a pair that does not count: -infinity, so that no scale makes it matter beside NO_KEY.
 __device__ inline float nothing() { return float_of_bits(0xff800000u); }
@@ -76,7 +112,7 @@ struct Pieces {
     bool exists;
 
     __device__ Pieces(const Rows &rows, int d) : row(rows.row) {
-        const int column = threadIdx.x % SHARE * 8;
+        const int column = copied_column();
         exists = column < d;
         data = rows.data + (exists ? 2 * column : 0);
     }
@@ -95,17 +131,11 @@ struct Tile {
 };
 static_assert(sizeof(Tile) == SHARED_BYTES, "the launch gives another size of shared memory than sizeof(Tile)");
 
-// A lane holds two rows of each strip of its warp, l / 4 and l / 4 + 8, and of these every fourth pair of columns. Its
-// row r is row row_of(r) of the tile.
+// The running softmax of a lane's rows.
 struct State {
     float top[ROWS], total[ROWS];  // `total` is spread over the four lanes of a row; `top` is the same in all of them
     float sums[STRIPS][WIDTH / 8][4];
 };
-
-__device__ inline int row_of(int r) {
-    return threadIdx.x / LANES * (16 * STRIPS) + threadIdx.x % LANES / 4 + 8 * r;
-}
-__device__ inline int column_of(int c) { return 8 * (c / 2) + 2 * (threadIdx.x % 4) + c % 2; }
 
 // One of the tiles of keys that all parts have, behind each other. Empty parts have none.
 struct Place {
@@ -132,15 +162,15 @@ __device__ inline Part part_of(Segment segment, const Blocks &blocks, const int 
 
 // The numbers of the queries, -1 for none, and their rows; the copies are committed with the first tile of keys.
 __device__ inline void fetch_queries(Tile &tile, const Pieces &q, int start, int last, const int *order) {
-    const int piece = threadIdx.x % SHARE;
-    for (int row = threadIdx.x / SHARE; row < QUERIES; row += STEP) {
+    const int column = copied_column();
+    for (int row = copied_row(); row < QUERIES; row += STEP) {
         const int query = row > last ? -1 : order ? order[row] : start + row;
-        if (piece == 0) tile.query[row] = query;
-        if (piece < DEPTH / 8) q.copy(query, &tile.queries[row][8 * piece]);
+        if (column == 0) tile.query[row] = query;
+        if (column < DEPTH) q.copy(query, &tile.queries[row][column]);
     }
 }
 
-// The queries' block numbers in the first view, if any part asks for them; the barriers to come show them to all.
+// The queries' block numbers in the first view, if any part needs them; a later barrier makes them visible to all.
 __device__ inline void read_blocks(Tile &tile, int n_parts, const Blocks &blocks) {
     for (int p = 0; p < n_parts; ++p)
         if (tile.parts[p].views > 0)
@@ -149,13 +179,13 @@ __device__ inline void read_blocks(Tile &tile, int n_parts, const Blocks &blocks
 }
 
 // A scale that is not positive: logits count in units of its absolute value, its sign or 0 goes to the queries. Every
-// thread changes what it has copied itself.
+// thread changes what it has copied.
 __device__ inline void turn_queries(Tile &tile, bool negative) {
     commit_copies();
     wait_for_copies<0>();
-    for (int row = threadIdx.x / SHARE; row < QUERIES; row += STEP)
-        for (int e = threadIdx.x % SHARE * 8; e < smaller(DEPTH, threadIdx.x % SHARE * 8 + 8); ++e) {
-            unsigned short &bits = tile.queries[row][e].bits;
+    for (int row = copied_row(); row < QUERIES; row += STEP)
+        for (int column = copied_column(); column < smaller(DEPTH, copied_column() + 8); ++column) {
+            unsigned short &bits = tile.queries[row][column].bits;
             bits = negative ? bits ^ 0x8000u : 0;
         }
 }
@@ -163,24 +193,22 @@ __device__ inline void turn_queries(Tile &tile, bool negative) {
 // The keys of which this thread copies a piece; -1 for none.
 __device__ inline void read_keys(int (&key)[COPIED], const Part &part, int begin, const int *indices) {
     const int *const list = indices + part.keys;
-    const int first = begin + static_cast<int>(threadIdx.x) / SHARE;
     const bool listed = part.keys >= 0;
 #pragma unroll
     for (int i = 0; i < COPIED; ++i) {
-        const int place = first + i * STEP;
+        const int place = begin + copied_row(i);
         key[i] = place < part.range.end ? place : -1;
         if (listed && place < part.range.end) key[i] = list[place];
     }
 }
 
 __device__ inline void fetch(Tile &tile, Stage &stage, int d, int d_v, const int (&key)[COPIED]) {
-    const int piece = threadIdx.x % SHARE;
+    const int column = copied_column();
     const Pieces k(tile.k, d), v(tile.v, d_v);
 #pragma unroll
     for (int i = 0; i < COPIED; ++i) {
-        const int row = threadIdx.x / SHARE + i * STEP;
-        if (piece < DEPTH / 8) k.copy(key[i], &stage.keys[row][8 * piece]);
-        if (piece < WIDTH / 8) v.copy(key[i], &stage.values[row][8 * piece]);
+        if (column < DEPTH) k.copy(key[i], &stage.keys[copied_row(i)][column]);
+        if (column < WIDTH) v.copy(key[i], &stage.values[copied_row(i)][column]);
     }
     commit_copies();
 }
@@ -188,13 +216,13 @@ __device__ inline void fetch(Tile &tile, Stage &stage, int d, int d_v, const int
 // What a stage holds besides matrices: of every row by one of the threads that copy it.
 __device__ inline void describe(Stage &stage, const Part &part, int begin, const int (&key)[COPIED],
                                 const Blocks &blocks, const double *weights, float weight_unit) {
-    static_assert(COPIED <= SHARE, "there must be a thread for every row");
-    const int piece = threadIdx.x % SHARE, row = threadIdx.x / SHARE + piece * STEP;
-    if (piece >= COPIED) return;
+    static_assert(COPIED <= SHARE, "a thread describes one row");
+    const int mine = threadIdx.x % SHARE, row = copied_row(mine);
+    if (mine >= COPIED) return;
     int number = key[0];
 #pragma unroll
     for (int i = 1; i < COPIED; ++i)
-        if (piece == i) number = key[i];
+        if (mine == i) number = key[i];
     stage.key[row] = number;
     if (part.views > 0) stage.block[row] = blocks.of_key(0, larger(number, 0));
     const double weight = number >= 0 && part.weights >= 0 ? weights[part.weights + begin + row] : 0;
@@ -202,8 +230,8 @@ __device__ inline void describe(Stage &stage, const Part &part, int begin, const
     stage.log_weight[row] = met ? static_cast<float>(weight) * weight_unit : nothing();
 }
 
-// The pairs of this lane that do not count: bit 16 (r % 2) + c of marks[r / 2] for its row r and column c. They are
-// found before the products are there: together both would need more registers than a lane has.
+// The pairs of this lane that do not count: bit_of(r, c) of marks[r / 2]. They are found before the products: together
+// both would need more registers than a lane has.
 __device__ inline void mark(unsigned int (&marks)[STRIPS], const Tile &tile, const Stage &stage, const Part &part,
                             const Blocks &blocks) {
     if (part.causal) {
@@ -212,7 +240,7 @@ __device__ inline void mark(unsigned int (&marks)[STRIPS], const Tile &tile, con
         for (int r = 0; r < ROWS; ++r)
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c)
-                if (8 * (c / 2) + c % 2 - 8 * r > ahead) marks[r / 2] |= 1u << (16 * (r % 2) + c);
+                if (8 * (c / 2) + c % 2 - 8 * r > ahead) marks[r / 2] |= bit_of(r, c);
     }
     for (int view = 0; view < part.views; ++view) {
         const bool must_hold = part.inside && view == part.views - 1;
@@ -228,7 +256,7 @@ __device__ inline void mark(unsigned int (&marks)[STRIPS], const Tile &tile, con
             const int key = view == 0 ? stage.block[column] : blocks.of_key(view, larger(stage.key[column], 0));
 #pragma unroll
             for (int r = 0; r < ROWS; ++r)
-                if ((query[r] == key) != must_hold) marks[r / 2] |= 1u << (16 * (r % 2) + c);
+                if ((query[r] == key) != must_hold) marks[r / 2] |= bit_of(r, c);
         }
     }
 }
@@ -236,24 +264,23 @@ __device__ inline void mark(unsigned int (&marks)[STRIPS], const Tile &tile, con
 // Logits of the warp's queries and KEYS keys in units of a product, with the log-weights of the keys: logits[r][c] is
 // that of the lane's row r and column column_of(c).
 __device__ inline void multiply(const Tile &tile, const Stage &stage, bool is_plain, float (&logits)[ROWS][COLUMNS]) {
-    const int lane = threadIdx.x % LANES, first = threadIdx.x / LANES * (16 * STRIPS);
     float products[STRIPS][GROUPS][4];
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) {
         const float weight = is_plain ? 0 : stage.log_weight[column_of(c)];
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) products[r / 2][c / 2][2 * (r % 2) + c % 2] = weight;
+        for (int r = 0; r < ROWS; ++r) entry(products, r, c) = weight;
     }
 #pragma unroll(DEPTH > 128 ? 4 : DEPTH / 16)  // long rows would take registers ahead of their use
     for (int depth = 0; depth < DEPTH; depth += 16) {
         unsigned int a[STRIPS][4];
 #pragma unroll
         for (int s = 0; s < STRIPS; ++s)
-            load_matrices(a[s], &tile.queries[first + 16 * s + lane % 16][depth + 8 * (lane / 16)]);
+            load_matrices(a[s], down_first(tile.queries, first_row_of_warp() + STRIP * s, depth));
 #pragma unroll
         for (int j = 0; j < GROUPS; j += 2) {
             unsigned int b[4];  // eight keys in b[0], b[1], the next eight in b[2], b[3]
-            load_matrices(b, &stage.keys[8 * (j + lane / 16) + lane % 8][depth + 8 * (lane / 8 % 2)]);
+            load_matrices(b, across_first(stage.keys, 8 * j, depth));
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
                 multiply_add(STORAGE(), products[s][j], a[s], {b[0], b[1]});
@@ -264,7 +291,7 @@ __device__ inline void multiply(const Tile &tile, const Stage &stage, bool is_pl
 #pragma unroll
     for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-        for (int c = 0; c < COLUMNS; ++c) logits[r][c] = products[r / 2][c / 2][2 * (r % 2) + c % 2];
+        for (int c = 0; c < COLUMNS; ++c) logits[r][c] = entry(products, r, c);
 }
 
 __device__ inline void hide(const unsigned int (&marks)[STRIPS], float (&logits)[ROWS][COLUMNS]) {
@@ -272,7 +299,7 @@ __device__ inline void hide(const unsigned int (&marks)[STRIPS], float (&logits)
     for (int r = 0; r < ROWS; ++r)
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c)
-            if (marks[r / 2] & 1u << (16 * (r % 2) + c)) logits[r][c] = nothing();
+            if (marks[r / 2] & bit_of(r, c)) logits[r][c] = nothing();
 }
 
 // Over the four lanes of a row.
@@ -310,10 +337,7 @@ __device__ inline void rescale(State &state, float unit, float (&logits)[ROWS][C
             state.top[r] = top[r];
             state.total[r] *= decay;
 #pragma unroll
-            for (int j = 0; j < WIDTH / 8; ++j) {
-                state.sums[r / 2][j][2 * (r % 2)] *= decay;
-                state.sums[r / 2][j][2 * (r % 2) + 1] *= decay;
-            }
+            for (int c = 0; c < WIDTH / 4; ++c) entry(state.sums, r, c) *= decay;
         }
     }
 #pragma unroll
@@ -324,20 +348,19 @@ __device__ inline void rescale(State &state, float unit, float (&logits)[ROWS][C
             const float second = fast_power_of_two(fmaf(logits[r][c + 1], unit, -state.top[r]));
             state.total[r] += first;
             state.total[r] += second;
-            weights[r / 2][c / 4][r % 2 + c / 2 % 2 * 2] = pack(STORAGE(), first, second);
+            pair_at(weights, r, c) = pack(STORAGE(), first, second);
         }
 }
 
 // sums += weights times values.
 __device__ inline void add_weighted(State &state, const unsigned int (&weights)[STRIPS][KEYS / 16][4],
                                     const Stage &stage) {
-    const int lane = threadIdx.x % LANES;
 #pragma unroll
     for (int keys = 0; keys < KEYS; keys += 16)
 #pragma unroll
         for (int j = 0; j < WIDTH / 8; j += 2) {
             unsigned int b[4];  // eight coordinates in b[0], b[1], the next eight in b[2], b[3]
-            load_matrices_transposed(b, &stage.values[keys + lane % 16][8 * (j + lane / 16)]);
+            load_matrices_transposed(b, down_first(stage.values, keys, 8 * j));
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
                 multiply_add(STORAGE(), state.sums[s][j], weights[s][keys / 16], {b[0], b[1]});
@@ -348,43 +371,33 @@ __device__ inline void add_weighted(State &state, const unsigned int (&weights)[
 
 // What is carried of a query between sweeps: sums (d_v), top, total; as in attend.cu.
 __device__ inline void load(State &state, const float *carried, bool fresh, int d_v, int r) {
-    const int pair = threadIdx.x % 4;
     state.top[r] = fresh ? static_cast<float>(NO_KEY) : carried[d_v];
-    state.total[r] = fresh || pair > 0 ? 0.f : carried[d_v + 1];
+    state.total[r] = fresh || !is_first_of_row() ? 0.f : carried[d_v + 1];
 #pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-            const int column = 8 * j + 2 * pair + e;
-            state.sums[r / 2][j][2 * (r % 2) + e] = fresh || column >= d_v ? 0.f : carried[column];
-        }
+    for (int c = 0; c < WIDTH / 4; ++c)
+        entry(state.sums, r, c) = fresh || column_of(c) >= d_v ? 0.f : carried[column_of(c)];
 }
 
-__device__ inline void store(const State &state, float *carried, int d_v, float total, int r) {
-    const int pair = threadIdx.x % 4;
+__device__ inline void store(State &state, float *carried, int d_v, float total, int r) {
 #pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-            if (8 * j + 2 * pair + e < d_v) carried[8 * j + 2 * pair + e] = state.sums[r / 2][j][2 * (r % 2) + e];
-    if (pair == 0) {
+    for (int c = 0; c < WIDTH / 4; ++c)
+        if (column_of(c) < d_v) carried[column_of(c)] = entry(state.sums, r, c);
+    if (is_first_of_row()) {
         carried[d_v] = state.top[r];
         carried[d_v + 1] = total;
     }
 }
 
-__device__ inline void finish(const State &state, STORAGE *out, float *lse, int d_v, float total, int r) {
-    const int pair = threadIdx.x % 4;
+__device__ inline void finish(State &state, STORAGE *out, float *lse, int d_v, float total, int r) {
     const bool met = total > 0;
     const float inverse = 1 / total;
 #pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j) {
-        const float *sums = &state.sums[r / 2][j][2 * (r % 2)];
-        if (8 * j < d_v)  // d_v is a multiple of 8
-            *reinterpret_cast<unsigned int *>(out + 8 * j + 2 * pair) =
-                met ? pack(STORAGE(), sums[0] * inverse, sums[1] * inverse) : 0u;
+    for (int c = 0; c < WIDTH / 4; c += 2) {
+        const float first = entry(state.sums, r, c) * inverse, second = entry(state.sums, r, c + 1) * inverse;
+        if (4 * c < d_v)  // d_v is a multiple of 8
+            *reinterpret_cast<unsigned int *>(out + column_of(c)) = met ? pack(STORAGE(), first, second) : 0u;
     }
-    if (pair == 0) *lse = state.top[r] * static_cast<float>(LN_2) + logarithm(total);
+    if (is_first_of_row()) *lse = state.top[r] * static_cast<float>(LN_2) + logarithm(total);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -413,7 +426,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         tile.v = Matrix<STORAGE>(v_data, v_layout, sweep.head, sweep.key_start);
         tile.weight_unit = static_cast<float>(LOG2_E) / unit;
     }
-    __syncthreads();  // the numbers of the queries, the parts and the places of the matrices are there
+    __syncthreads();  // the numbers of the queries, the parts and the places of the matrices are written
     read_blocks(tile, n_parts, blocks);
 
     Place next = {0, tile.parts[0].range.begin};
@@ -426,14 +439,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         if (!is_plain) describe(stage, part, next.begin, key, blocks, weights, tile.weight_unit);
         if (threadIdx.x == 0) stage.part = is_plain ? -1 : next.part;
     };
-    const auto go_on = [&] {
+    const auto look_up_next = [&] {
         next.begin += KEYS;
         if (next.find(tile, n_parts)) read_keys(key, tile.parts[next.part], next.begin, indices);
     };
     if (more) {
         read_keys(key, tile.parts[next.part], next.begin, indices);
         fetch_next(tile.stage[0]);
-        go_on();
+        look_up_next();
     }
     const long long first_row = sweep.head * n_q + sweep.query_start;  // of out, lse and carried
     State state;
@@ -446,7 +459,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     for (int current = 0; more; current ^= 1) {
         const Stage &stage = tile.stage[current];
         wait_for_copies<0>();
-        __syncthreads();  // this tile is there, and everybody is done with the one before: its buffer may be filled
+        __syncthreads();  // this tile has arrived, and all are done with the one before: its buffer may be filled
         more = next.part < n_parts;
         if (more) fetch_next(tile.stage[current ^ 1]);
         const bool is_plain = stage.part < 0;
@@ -456,10 +469,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         multiply(tile, stage, is_plain, logits);
         if (marks[0] | marks[STRIPS - 1]) hide(marks, logits);
         rescale(state, unit, logits, pairs);
-        if (more) go_on();  // the keys are there once the products are
+        if (more) look_up_next();  // the keys arrive while the products are computed
         add_weighted(state, pairs, stage);
     }
-    commit_copies();  // the queries, should there have been no key at all
+    commit_copies();  // the queries, if no tile of keys followed them
     wait_for_copies<0>();
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {

@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, (BLOCKS<Real, 0>))
     LogSum<Real> sums[4];
     int above[4] = {0, 0, 0, 0};
     for (int begin = 0; begin < n_samples; begin += COLUMNS) {
-        __syncthreads();  // everybody has read the keys before
+        __syncthreads();  // all have read the keys before
         if (threadIdx.x < ROWS) {
             const int query = start + threadIdx.x, place = begin + threadIdx.x;
             tile.query[threadIdx.x] = query < n_q ? query : -1;

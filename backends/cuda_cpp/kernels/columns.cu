@@ -18,8 +18,8 @@ struct Tile {
 
 // P of the keys key + 4 y + r and the queries query + 4 x + c.
 __device__ inline void probabilities_of(Tile &tile, const Matrix<STORAGE> &q, const Matrix<STORAGE> &k, int n_q,
-                                        int n_k, int d, Real scale, bool is_causal, const Real *lse, int key,
-                                        int query, Real (&p)[4][4]) {
+                                        int n_k, int d, Real scale, bool is_causal, const Real *lse, int key, int query,
+                                        Real (&p)[4][4]) {
     multiply(
         tile.operands, d, [&](int row, int j) { return key + row < n_k ? widen(*k.at(key + row, j)) : Real(0); },
         [&](int row, int j) { return query + row < n_q ? scale * widen(*q.at(query + row, j)) : Real(0); }, p);

@@ -77,7 +77,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, (sizeof(Real) == 4 ? 3 : 1
     planes += side.planes * n_planes * d;
     Real first[PART], second[PART];
     const Bits of_rows = scales_of(rows, n_rows, d, first, second);
-    if (largest) bring_largest(tile, of_rows, largest);  // now: later it would cost registers
+    // now: later it would cost registers
+    if (largest) bring_largest(tile, of_rows, largest);
     unsigned long long pattern = 0;  // of row x / 4, the first plane on top
     int plane = 0;
     for (; plane < n_planes; plane += GROUP) {

@@ -5,8 +5,8 @@
 // the float32 number. The first part is summed by itself, so that the two small ones suffer no large rounding.
 //
 // A lane reads 16 bytes of a row at a time: eight columns, where a fragment has two and two. What the tensor cores take
-// for columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 are then others; a sum does not care, as long as the planes are read
-// in the same way. Rows that do not lie at multiples of 16 bytes are read number by number, to the same result.
+// for columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 are then others; the sum is the same, as the planes are read in the
+// same way. Rows that do not lie at multiples of 16 bytes are read number by number, to the same result.
 //
 // The hash must not depend on the scale of a row. Half: the products lie between 2^-48 and 2^31, where float32 holds
 // them and their sums, whatever the row. Bfloat: a row is first multiplied by the power of two that brings its largest
@@ -60,8 +60,7 @@ __device__ inline unsigned int largest_of(const Piece (&pieces)[N_PIECES]) {
 #pragma unroll
     for (int i = 0; i < N_PIECES; ++i)
 #pragma unroll
-        for (int p = 0; p < 4; ++p)
-            doubled = larger(doubled, larger(pieces[i].pair[p] << 1, pieces[i].pair[p] << 17));
+        for (int p = 0; p < 4; ++p) doubled = larger(doubled, larger(pieces[i].pair[p] << 1, pieces[i].pair[p] << 17));
     doubled = larger(doubled, __shfl_xor_sync(ALL_LANES, doubled, 1));
     doubled = larger(doubled, __shfl_xor_sync(ALL_LANES, doubled, 2));
     STORAGE largest;
@@ -134,7 +133,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const int n_groups = (n_planes + GROUP - 1) / GROUP;
     planes += side.planes * n_groups * PARTS * GROUP * DEPTH + group * DEPTH + 8 * quarter;
     unsigned long long pattern = 0;  // of row g in even lanes, of row g + 8 in odd ones
-#pragma unroll 1  // more would cost registers, and there is one round for r <= 8
+    // more would cost registers, and there is one round for r <= 8
+#pragma unroll 1
     for (int i = 0; i < n_groups; ++i, planes += PARTS * GROUP * DEPTH) {
         float sums[4];
         multiply(rows, planes, sums);

@@ -1,4 +1,4 @@
-// Types of numbers, and the few words that the GPU and the tests' CPU emulation spell differently.
+// Types of numbers, and the few definitions that differ between the GPU and the tests' emulation on the CPU.
 //
 // STORAGE is the type of the arrays: Half, Bfloat, float or double. Real is the type of the arithmetic: double for
 // double, float for all others. No CUDA header is included, so that NVRTC needs nothing but itself.
@@ -9,8 +9,8 @@
 #else
 // The one struct of shared memory of a kernel. Over 48 KB it must be dynamic: its size is given at the launch.
 #define SHARED(Type, name) __shared__ Type name
-#define DYNAMIC_SHARED(Type, name)                             \
-    extern __shared__ __align__(16) unsigned char shared_[];   \
+#define DYNAMIC_SHARED(Type, name)                           \
+    extern __shared__ __align__(16) unsigned char shared_[]; \
     Type &name = *reinterpret_cast<Type *>(shared_)
 
 __device__ inline float float_of_half(unsigned short bits) {

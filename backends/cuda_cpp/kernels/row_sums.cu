@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, (BLOCKS<Real, 0>))
     RowSums sums[4];
     const int end = is_causal ? smaller(n_k, start + ROWS) : n_k;
     for (int begin = 0; begin < end; begin += COLUMNS) {
-        __syncthreads();  // everybody has read the keys before
+        __syncthreads();  // all have read the keys before
         if (threadIdx.x < ROWS) {
             const int query = start + threadIdx.x, key = begin + threadIdx.x;
             tile.query[threadIdx.x] = query < n_q ? query : -1;

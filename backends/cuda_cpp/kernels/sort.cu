@@ -100,10 +100,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) scan_digits(const Run *run
     int sum = 0;
     for (int chunk = 0; chunk < n_chunks; ++chunk) sum += mine[chunk * DIGITS];
     tile.sums[digit] = sum;
-    __syncthreads();  // the sums are there
-    for (int step = 1; step < DIGITS; step *= 2) {  // afterwards each is the sum over 2 step digits up to its own
+    __syncthreads();  // the sums are written
+    // after each step a sum is that of 2 step digits up to its own
+    for (int step = 1; step < DIGITS; step *= 2) {
         const int below = digit < step ? 0 : tile.sums[digit - step];
-        __syncthreads();  // everybody has read the sums
+        __syncthreads();  // all have read the sums
         tile.sums[digit] += below;
         __syncthreads();  // the sums have grown
     }

@@ -13,10 +13,11 @@ __device__ inline unsigned int shared_address(const void *pointer) {
     return static_cast<unsigned int>(__cvta_generic_to_shared(pointer));
 }
 
-#define MULTIPLY_ADD(type)                                                                              \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "    \
-        "{%8,%9}, {%0,%1,%2,%3};"                                                                       \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                \
+#define MULTIPLY_ADD(type)                                     \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type \
+        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "                  \
+        "{%8,%9}, {%0,%1,%2,%3};"                              \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])       \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
 // c += a b for one warp, accumulated in float32.

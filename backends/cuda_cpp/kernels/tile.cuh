@@ -23,7 +23,8 @@ template <class Real> struct Operands {
 };
 
 // products[r][c] = sum over j < d of a(row, j) b(column, j), for the row 4 y + r and the column 4 x + c of the tile.
-// a and b are functions (row or column of the tile, coordinate) -> Real.
+// a and b are functions (row or column of the tile, coordinate) -> Real. Loops of doubles are not unrolled: that would
+// cost registers.
 template <class Real, class A, class B>
 __device__ inline void multiply(Operands<Real> &shared, int d, A a, B b, Real (&products)[4][4]) {
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
@@ -32,14 +33,14 @@ __device__ inline void multiply(Operands<Real> &shared, int d, A a, B b, Real (&
 #pragma unroll
         for (int c = 0; c < 4; ++c) products[r][c] = 0;
     for (int start = 0; start < d; start += DEPTH) {
-        __syncthreads();  // everybody has read what these buffers held before
+        __syncthreads();  // all have read what these buffers held before
         for (int e = threadIdx.x; e < ROWS * DEPTH; e += THREADS) {
             const int row = e / DEPTH, depth = e % DEPTH, j = start + depth;
             shared.a[depth][row / 4].x[row % 4] = j < d ? a(row, j) : Real(0);
             shared.b[depth][row / 4].x[row % 4] = j < d ? b(row, j) : Real(0);
         }
         __syncthreads();  // the buffers are filled
-#pragma unroll(sizeof(Real) == 4 ? DEPTH : 1)  // doubles need the registers
+#pragma unroll(sizeof(Real) == 4 ? DEPTH : 1)
         for (int depth = 0; depth < DEPTH; ++depth) {
             const Four<Real> row = shared.a[depth][y], column = shared.b[depth][x];
 #pragma unroll
@@ -64,15 +65,15 @@ __device__ inline void add_weighted(Weighted<Real, N> &shared, const Real (&weig
                                     Values values, Real (&sums)[4][N / SIDE]) {
     constexpr int STEP = Weighted<Real, N>::STEP;
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
-    __syncthreads();  // everybody has read the weights of the tile before
+    __syncthreads();  // all have read the weights of the tile before
 #pragma unroll
     for (int c = 0; c < 4; ++c)
         shared.weights[4 * x + c][y] = {weights[0][c], weights[1][c], weights[2][c], weights[3][c]};
     for (int start = 0; start < n_columns; start += STEP) {
-        __syncthreads();  // everybody has read the values before; the first time: the weights are there
+        __syncthreads();  // all have read the values before; the first time: the weights are written
         for (int e = threadIdx.x; e < STEP * N; e += THREADS)
             shared.values[e / N][e % N] = values(start + e / N, e % N);
-        __syncthreads();  // the values are there
+        __syncthreads();  // the values are written
         Four<Real> weight[STEP];
 #pragma unroll
         for (int column = 0; column < STEP; ++column) weight[column] = shared.weights[start + column][y];

@@ -176,10 +176,10 @@ def tensor_bug(old: str, new: str) -> Bug:
 
 BUGS = {
     "operands are read before they are written": no_barrier("tile.cuh", "the buffers are filled"),
-    "operands are overwritten too early": no_barrier("tile.cuh", "everybody has read what these buffers held before"),
-    "values are read before they are written": no_barrier("tile.cuh", "the values are there"),
-    "values are overwritten too early": no_barrier("tile.cuh", "everybody has read the values before"),
-    "weights are written over operands in use": no_barrier("tile.cuh", "everybody has read the weights"),
+    "operands are overwritten too early": no_barrier("tile.cuh", "all have read what these buffers held before"),
+    "values are read before they are written": no_barrier("tile.cuh", "the values are written"),
+    "values are overwritten too early": no_barrier("tile.cuh", "all have read the values before"),
+    "weights are written over operands in use": no_barrier("tile.cuh", "all have read the weights"),
     "queries are read before they are written": no_barrier("attend.cu", "the queries are known"),
     "a row is reduced over half its threads": Bug("tile.cuh", "lane = SIDE / 2", "lane = SIDE / 4"),
     "sums keep their old scale": Bug("attend.cu", "state.sums[r][c] *= decay;", "state.sums[r][c] *= 1;"),
@@ -215,7 +215,7 @@ BUGS = {
     "a copy is used too early": tensor_bug(
         "        wait_for_copies<0>();\n        __sync", "        wait_for_copies<1>();\n        __sync"
     ),
-    "copies of other threads are not waited for": no_barrier("attend_tensor.cu", "this tile is there", TENSOR),
+    "copies of other threads are not waited for": no_barrier("attend_tensor.cu", "this tile has arrived", TENSOR),
     "a buffer is filled while in use": tensor_bug(
         "fetch_next(tile.stage[current ^ 1]);", "fetch_next(tile.stage[current]);"
     ),
@@ -242,9 +242,9 @@ BUGS = {
     ),
     # --- tensor cores: arithmetic
     "values are not transposed": tensor_bug("load_matrices_transposed(", "load_matrices("),
-    "the second strip has the queries of the first": tensor_bug("first + 16 * s + lane % 16", "first + lane % 16"),
+    "the second strip has the queries of the first": tensor_bug("_of_warp() + STRIP * s", "_of_warp()"),
     "a row is reduced over two of four lanes": tensor_bug("x = larger(x, __shfl_xor_sync(ALL_LANES, x, 1));", ""),
-    "sums keep their scale when a top rises": tensor_bug("state.sums[r / 2][j][2 * (r % 2)] *= decay;", ""),
+    "sums keep their scale when a top rises": tensor_bug("++c) entry(state.sums,", "c += 2) entry(state.sums,"),
     "a top never rises again": tensor_bug("largest > state.top[r] + SLACK", "state.top[r] < -1e29f"),
     "columns beyond d are copied": tensor_bug("exists = column < d;", "exists = true;"),
 }

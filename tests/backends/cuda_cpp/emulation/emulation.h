@@ -251,14 +251,14 @@ std::string launch(void (*kernel)(Arguments...), const unsigned int *grid, unsig
 }
 
 // The symbol that the tests call.
-#define EMULATED_KERNEL(kernel)                                                                                      \
-    extern "C" int emulated_##kernel(const unsigned int *grid, unsigned int threads, size_t dynamic_bytes,           \
-                                     const char *schedule, unsigned int seed, void **arguments, char *error,         \
-                                     size_t error_bytes) {                                                           \
-        const std::string message =                                                                                  \
-            emulation::launch(kernel, grid, threads, dynamic_bytes, schedule, seed, arguments);                      \
-        snprintf(error, error_bytes, "%s", message.c_str());                                                         \
-        return !message.empty();                                                                                     \
+#define EMULATED_KERNEL(kernel)                                                                              \
+    extern "C" int emulated_##kernel(const unsigned int *grid, unsigned int threads, size_t dynamic_bytes,   \
+                                     const char *schedule, unsigned int seed, void **arguments, char *error, \
+                                     size_t error_bytes) {                                                   \
+        const std::string message =                                                                          \
+            emulation::launch(kernel, grid, threads, dynamic_bytes, schedule, seed, arguments);              \
+        snprintf(error, error_bytes, "%s", message.c_str());                                                 \
+        return !message.empty();                                                                             \
     }
 
 // --- Matrix instructions: the layouts of fragments are those of the PTX manual --------------------------------------
@@ -434,9 +434,7 @@ inline void multiply_add_half(float (&c)[4], const unsigned int (&a)[4], const u
 inline void multiply_add_bfloat(float (&c)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
     emulation::multiply_add(c, a, b, emulation::float_of_bfloat);
 }
-inline void load_matrices(unsigned int (&result)[4], const void *row) {
-    emulation::load_matrices(result, row, false);
-}
+inline void load_matrices(unsigned int (&result)[4], const void *row) { emulation::load_matrices(result, row, false); }
 inline void load_matrices_transposed(unsigned int (&result)[4], const void *row) {
     emulation::load_matrices(result, row, true);
 }

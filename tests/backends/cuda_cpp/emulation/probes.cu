@@ -84,7 +84,9 @@ extern "C" __global__ void matched(const int *x, unsigned int *same, int lanes) 
 }
 
 // Whether any lane of the warp brings a number but 0; `lanes` other than all are refused.
-extern "C" __global__ void voted(const int *x, int *any, int lanes) { any[threadIdx.x] = __any_sync(lanes, x[threadIdx.x]); }
+extern "C" __global__ void voted(const int *x, int *any, int lanes) {
+    any[threadIdx.x] = __any_sync(lanes, x[threadIdx.x]);
+}
 
 // The number of bits, and the largest number of all.
 extern "C" __global__ void counted(const unsigned int *x, int *bits, unsigned int *largest) {
