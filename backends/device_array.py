@@ -70,8 +70,8 @@ class DeviceArray:
         if Ellipsis not in index:
             index.append(Ellipsis)
         place = index.index(Ellipsis)
-        n_given = sum(item is not None for item in index) - 1
-        index[place : place + 1] = [slice(None)] * (self.ndim - n_given)
+        n_items = sum(item is not None for item in index) - 1
+        index[place : place + 1] = [slice(None)] * (self.ndim - n_items)
         pointer, shape, strides, axis = self.pointer, [], [], 0
         for item in index:
             if item is None:
@@ -81,10 +81,10 @@ class DeviceArray:
             n, stride = self.shape[axis], self.strides[axis]
             axis += 1
             if isinstance(item, slice):
-                chosen = range(n)[item]
-                shape.append(len(chosen))
-                strides.append(stride * chosen.step)
-                pointer += (chosen.start if chosen else 0) * stride * self.item_bytes
+                kept = range(n)[item]
+                shape.append(len(kept))
+                strides.append(stride * kept.step)
+                pointer += (kept.start if kept else 0) * stride * self.item_bytes
             else:
                 pointer += range(n)[item] * stride * self.item_bytes
         return replace(self, pointer=pointer, shape=tuple(shape), strides=tuple(strides))
@@ -170,7 +170,7 @@ def current_stream(x: DeviceArray) -> int | None:
 
 
 def _library(x):
-    """Who can read this array."""
+    """The reader of this array."""
     if known := LIBRARIES.get(library_of(x)):
         return known
     return LIBRARIES["numba"] if hasattr(x, "__cuda_array_interface__") else LIBRARIES["dlpack"]

@@ -1,7 +1,7 @@
 """The operations of a backend as launches of the CUDA kernels in `kernels/`.
 
-This file decides which kernel runs, in which variant, on which grid; the kernels say in their headers what they
-compute. Where they run is a `Device` (`device`).
+This file decides which kernel runs, in which variant, on which grid; the headers of the kernels say what they compute.
+They run on a `Device` (module `device`).
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class CudaBackend:
         and what `attention_path` names; refused where impossible), or "auto": tensor cores for bfloat16 where they
         are possible, else portable. `attention_path` tells which it is. Hashing has float32 accuracy either way, and
         takes tensor cores for float16 and bfloat16 where the device has them, unless the path is "portable".
-    exact : who computes exact attention and the leaves of causal plans: None for the kernels of this library, or an
-        `ExactPrimitive`, which takes torch tensors and is refused where it cannot run.
+    exact : computes exact attention and the leaves of causal plans: an `ExactPrimitive`, which takes torch tensors and
+        is refused where it cannot run; None for the kernels of this library.
     """
 
     def __init__(self, device: Device, path: str = "auto", exact: ExactPrimitive | None = None):
@@ -331,8 +331,8 @@ class CupyBackend(CudaBackend):
     Parameters
     ----------
     path : see `CudaBackend`.
-    exact : who computes exact attention and causal leaves: None for the kernels of this library, "flash" or "cudnn" for
-        the operators of PyTorch, or an `ExactPrimitive`.
+    exact : computes exact attention and causal leaves: "flash" or "cudnn" for the operators of PyTorch, or an
+        `ExactPrimitive`; None for the kernels of this library.
     """
 
     name = "cupy"

@@ -38,11 +38,11 @@ class CupyDevice:
 
         stream = current_stream(x)
         with cupy.cuda.Device(x.device):
-            if stream is None:  # in which stream the array is being made is not known ...
+            if stream is None:  # the stream in which the array is written is unknown ...
                 cupy.cuda.runtime.deviceSynchronize()
             with cupy.cuda.ExternalStream(stream, x.device) if stream else cupy.cuda.Stream.null:
                 yield
-            if stream is None:  # ... nor is that in which it may be changed or freed
+            if stream is None:  # ... and so is that in which it may be changed or freed
                 cupy.cuda.runtime.deviceSynchronize()
 
     def key(self) -> int:
@@ -129,7 +129,7 @@ def _function(kernel: Kernel, device: int):
     function = cupy.RawKernel(code, kernel.name, options)
     try:
         function.compile()
-    except Exception as error:  # what is raised where NVRTC is missing depends on how CuPy was installed
+    except Exception as error:  # the type depends on the installation of CuPy
         if "nvrtc" not in str(error).lower() or isinstance(error, cupy.cuda.compiler.CompileException):
             raise
         raise RuntimeError(

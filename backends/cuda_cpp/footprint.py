@@ -1,4 +1,4 @@
-"""Compile the CUDA kernels without a GPU, and tell how many registers they need and how many bytes they spill.
+"""Compile the CUDA kernels without a GPU, and report their registers and spilled bytes.
 
     python -m hyperattention_ref.backends.cuda_cpp.footprint sm_90a
 
@@ -25,9 +25,9 @@ HASHED = (16, 64, 96, 128, 256)
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the compiler made of a kernel: registers of a thread, and bytes that did not fit into them.
+    """What a compiled kernel needs: registers of a thread, and bytes that do not fit into them.
 
-    An array that a thread indexes by what is known only when it runs does not fit either: it is in its stack frame.
+    An array that a thread indexes by run-time values does not fit either: it is in its stack frame.
     """
 
     kernel: Kernel
@@ -57,7 +57,7 @@ def tensor_kernels(storage: str) -> list[Kernel]:
 
 
 def compile_kernel(kernel: Kernel, architecture: str) -> Footprint:
-    """Compile for a real architecture such as "sm_90a"; a RuntimeError with the compiler's words if it refuses.
+    """Compile for a real architecture such as "sm_90a"; a RuntimeError with the compiler's message if it refuses.
 
     NVRTC then also assembles the machine code, so that ptxas can be asked for registers and spills.
     """

@@ -27,7 +27,7 @@ def leaves_attention(
 
     Parameters
     ----------
-    primitive : who computes.
+    primitive : computes them.
     q, k, v : (..., n, d), (..., n, d) and (..., n, d_v) torch tensors.
     leaves : (a, c) of every leaf, tiling [0, n), the same for all heads.
     scale : multiplies the logits.
@@ -45,7 +45,7 @@ def leaves_attention(
         if primitive.obstacle(*parts, **options) is None:
             out, lse = primitive(*parts, **options)
             return out.flatten(-3, -2), lse.flatten(-2)
-        parts = [x.movedim(-3, 0) for x in parts]  # heads that share keys must stay behind each other
+        parts = [x.movedim(-3, 0) for x in parts]  # heads that share keys must stay neighbours
         if primitive.obstacle(*parts, **options) is None:
             out, lse = primitive(*parts, **options)
             return out.movedim(0, -3).flatten(-3, -2), lse.movedim(0, -2).flatten(-2)

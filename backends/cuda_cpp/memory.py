@@ -31,7 +31,7 @@ class Largest:
         self.bits = device.upload(np.zeros(len(arrays), np.int64))
 
     def place(self, number: int) -> np.uint64:
-        """The address of the bits for one array, 0 so far: an argument for the kernel that looks through it."""
+        """The address of the bits for one array, which are 0: an argument for the kernel that searches it."""
         return np.uint64(self.bits.pointer + 8 * number)
 
     def numbers(self) -> Callable[[], list[float]]:

@@ -57,7 +57,7 @@ class TorchOperator(ABC):
             raise ValueError(f"the exact primitive {self.name!r} cannot run: {reason}")
         import torch
 
-        merged: Any = _merged_heads(q, k, v)  # not None, or there were an obstacle
+        merged: Any = _merged_heads(q, k, v)  # not None: there is no obstacle
         q4, k4, v4 = merged
         with torch.no_grad():  # the operators are differentiable, and would keep their inputs for it
             out, lse, *_ = self.run(q4, k4, v4, float(scale), bool(is_causal))
@@ -103,7 +103,7 @@ class TorchOperator(ABC):
             yield self._obstacle_of(name, x, q)
         if is_causal and q.shape[-2] != k.shape[-2]:
             yield f"is_causal with {q.shape[-2]} queries and {k.shape[-2]} keys; causal attention needs equal lengths"
-        if not scale > 0:  # FlashAttention takes the largest product and multiplies it by the scale afterwards
+        if not scale > 0:  # FlashAttention multiplies the largest product by the scale
             yield f"scale is {scale}; it must be positive: negate the queries, or use the kernels of this library"
         merged = _merged_heads(q, k, v)
         if merged is None:
@@ -128,7 +128,7 @@ class TorchOperator(ABC):
         return None
 
     def _obstacle_of(self, name: str, x, q) -> str | None:
-        """What one array brings along; q is the first."""
+        """The obstacle in one array; q is the first."""
         dtype, d = str(x.dtype).removeprefix("torch."), x.shape[-1]
         if dtype not in self.dtypes or x.dtype != q.dtype or x.device != q.device:
             kinds = " or ".join(self.dtypes)

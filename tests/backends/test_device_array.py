@@ -112,7 +112,7 @@ def test_contiguity_is_that_of_numpy():
         assert of_numpy(x).is_contiguous == x.flags.c_contiguous
 
 
-# --- Whose arrays ----------------------------------------------------------------------------------------------------
+# --- Libraries -------------------------------------------------------------------------------------------------------
 
 
 class Foreign:
@@ -189,14 +189,14 @@ DEFAULTS = {"torch": "cupy", "cupy": "cupy", "jax": "cupy", "numba": "numba-cuda
 
 @pytest.mark.parametrize(("owner", "maker"), MAKERS.items())
 def test_new_arrays_come_from_the_library_of_the_caller(monkeypatch, owner, maker):
-    made = []
+    created = []
 
     class Library:
         def __init__(self, name):
             self.name = name
 
         def empty(self, shape, dtype, device):
-            made.append((self.name, shape, dtype, device))
+            created.append((self.name, shape, dtype, device))
             return np.zeros(shape, dtype)
 
         def view(self, x):
@@ -206,7 +206,7 @@ def test_new_arrays_come_from_the_library_of_the_caller(monkeypatch, owner, make
     monkeypatch.setattr(device_array, "LIBRARIES", known)
     like = DeviceArray(library(owner), 0, "float32", (1,), (1,), 3)
     assert new_array((2, 2), "float32", like, otherwise="cupy").shape == (2, 2)
-    assert made == [(maker, (2, 2), "float32", 3)]
+    assert created == [(maker, (2, 2), "float32", 3)]
 
 
 @pytest.mark.parametrize(("owner", "name"), DEFAULTS.items())
@@ -235,13 +235,13 @@ def test_exact_attention_is_that_of_the_host(lead, is_causal):
 def test_grouped_queries_share_their_keys():
     q, (k, v) = heads(30, 30, lead=(2, 4))[0], heads(30, 30, lead=(2, 2))[1:]
     moved = on_device(q, k, v)
-    for function, how in (
+    for function, options in (
         (hr.exact_attention, {}),
         (hr.hyper_attention, {"block_size": 8, "sample_size": 4, "rng": 0}),
     ):
-        found = function(*moved, enable_gqa=True, backend=backend(), **how)
+        found = function(*moved, enable_gqa=True, backend=backend(), **options)
         assert found.shape == (2, 4, 30, 5)
-        np.testing.assert_allclose(np.asarray(found), function(q, k, v, enable_gqa=True, **how), atol=2e-6)
+        np.testing.assert_allclose(np.asarray(found), function(q, k, v, enable_gqa=True, **options), atol=2e-6)
 
 
 @emulated
@@ -265,11 +265,11 @@ def test_noise_and_plan_give_the_same_bits(n_q, n_k, b, m, bits, leaf, is_causal
         moved = [backend().device.upload(to_bfloat(x), storage) for x in host]
     else:
         moved = on_device(*(x.astype(storage) for x in host))
-    how = {"is_causal": is_causal, "backend": backend()}
+    options = {"is_causal": is_causal, "backend": backend()}
     decisions = {"block_size": b, "sample_size": m, "lsh_bits": bits, "min_seq_len": leaf, "rng": seed}
-    plan = hr.make_plan(*moved[:2], **how, **decisions)
-    drawn = hr.hyper_attention(*moved, **how, **decisions, return_lse=True)
-    planned = hr.hyper_attention(*moved, **how, plan=plan, return_lse=True)
+    plan = hr.make_plan(*moved[:2], **options, **decisions)
+    drawn = hr.hyper_attention(*moved, **options, **decisions, return_lse=True)
+    planned = hr.hyper_attention(*moved, **options, plan=plan, return_lse=True)
     for found, expected in zip(drawn, planned, strict=True):
         assert found.tobytes() == expected.tobytes()
 
@@ -280,10 +280,10 @@ def test_blocks_without_samples_need_no_plan_either(is_causal):
     moved = on_device(*heads(60, 60))
     recipe = hr.Recipe(block_size=8, sample_size=0)
     assert recipe.is_plain
-    how = {"is_causal": is_causal, "recipe": recipe, "min_seq_len": 20, "rng": 0, "backend": backend()}
-    plan = hr.make_plan(*moved[:2], **how)
+    options = {"is_causal": is_causal, "recipe": recipe, "min_seq_len": 20, "rng": 0, "backend": backend()}
+    plan = hr.make_plan(*moved[:2], **options)
     planned = hr.hyper_attention(*moved, is_causal=is_causal, plan=plan, backend=backend())
-    assert hr.hyper_attention(*moved, **how).tobytes() == planned.tobytes()
+    assert hr.hyper_attention(*moved, **options).tobytes() == planned.tobytes()
 
 
 @emulated
@@ -291,13 +291,13 @@ def test_blocks_without_samples_need_no_plan_either(is_causal):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_decides_as_on_the_host(name, is_causal):
     host = heads(60, 60, d=16)
-    how = {"is_causal": is_causal, "recipe": preset(name, 16), "min_seq_len": 20, "rng": 0}
-    plan = hr.make_plan(*on_device(*host[:2]), backend=backend(), **how)
-    expected = hr.make_plan(*host[:2], **how)
+    options = {"is_causal": is_causal, "recipe": preset(name, 16), "min_seq_len": 20, "rng": 0}
+    plan = hr.make_plan(*on_device(*host[:2]), backend=backend(), **options)
+    expected = hr.make_plan(*host[:2], **options)
     for one, other in zip(plan.heads, expected.heads, strict=True):
         np.testing.assert_array_equal(one.rows(np.arange(60)), other.rows(np.arange(60)))
-    found = hr.hyper_attention(*on_device(*host), backend=backend(), **how)
-    np.testing.assert_allclose(np.asarray(found), hr.hyper_attention(*host, **how), atol=2e-6)
+    found = hr.hyper_attention(*on_device(*host), backend=backend(), **options)
+    np.testing.assert_allclose(np.asarray(found), hr.hyper_attention(*host, **options), atol=2e-6)
 
 
 @emulated
@@ -306,9 +306,9 @@ def test_the_noise_is_drawn_while_the_device_computes_leaves():
     events = []
 
     class Watched(EmulatedBackend):
-        def drawn_attention(self, q, k, v, noise, planner, **how):
+        def drawn_attention(self, q, k, v, noise, planner, **options):
             watched = lambda: events.append(list(self.device.launched)) or noise()  # noqa: E731
-            return super().drawn_attention(q, k, v, watched, planner, **how)
+            return super().drawn_attention(q, k, v, watched, planner, **options)
 
     hr.hyper_attention(*on_device(*host), is_causal=True, min_seq_len=20, backend=Watched(), rng=0)
     assert events == [["largest"] * 3 + ["attend"]]
@@ -318,8 +318,8 @@ SORTED = ["count_digits", "scan_digits", "place_rows", "attend"]
 
 
 @emulated
-def test_rows_that_are_hashed_are_looked_through_by_nobody_else():
-    host, how = heads(60, 60), {"block_size": 16, "sample_size": 8, "rng": 0}
+def test_rows_that_are_hashed_are_not_searched_again():
+    host, options = heads(60, 60), {"block_size": 16, "sample_size": 8, "rng": 0}
 
     def launched(storage="float32", **more):
         one = EmulatedBackend()
@@ -328,16 +328,16 @@ def test_rows_that_are_hashed_are_looked_through_by_nobody_else():
         return one.device.launched
 
     plan = hr.make_plan(*host[:2], block_size=16, sample_size=8, rng=0)
-    assert launched(**how) == ["largest", "hash_codes", "hash_codes", *SORTED]
-    assert launched("bfloat16", **how)[:3] == ["largest", "hash_codes_tensor", "hash_codes_tensor"]
+    assert launched(**options) == ["largest", "hash_codes", "hash_codes", *SORTED]
+    assert launched("bfloat16", **options)[:3] == ["largest", "hash_codes_tensor", "hash_codes_tensor"]
     assert launched(plan=plan) == ["largest"] * 3 + ["attend"]
-    causal = launched(is_causal=True, min_seq_len=32, **how)  # the first queries and the last keys are not hashed
+    causal = launched(is_causal=True, min_seq_len=32, **options)  # the first queries and the last keys are not hashed
     assert causal == ["largest"] * 3 + ["attend", "hash_codes", "hash_codes", *SORTED]
-    assert launched(is_causal=True, min_seq_len=64, **how) == ["largest"] * 3 + ["attend"]
+    assert launched(is_causal=True, min_seq_len=64, **options) == ["largest"] * 3 + ["attend"]
 
 
 @emulated
-def test_each_array_is_looked_through_once():
+def test_each_array_is_searched_once():
     memory, looked = backend().memory, []
 
     class Watched:
@@ -359,7 +359,7 @@ def test_each_array_is_looked_through_once():
 
 
 @emulated
-def test_tables_of_a_shape_are_made_and_sent_once():
+def test_tables_of_a_shape_are_sent_once():
     one = EmulatedBackend()
     sent = []
     upload = one.device.upload
@@ -381,16 +381,16 @@ def test_literal_algorithms_are_those_of_the_host():
     moved = on_device(*host)
     mask = hr.sort_lsh(*moved[:2], 16, rng=0, backend=backend())
     np.testing.assert_array_equal(mask.toarray(), hr.sort_lsh(*host[:2], 16, rng=0).toarray())
-    how = {"kappa": 5.0, "epsilon": 0.5, "m": 20, "rng": 0, "scale": 0.25, "rescale_rows": True}
+    options = {"kappa": 5.0, "epsilon": 0.5, "m": 20, "rng": 0, "scale": 0.25, "rescale_rows": True}
     for masked in (mask, mask.toarray(), None):
         found, expected = (
-            hr.literal_hyper_attention(*x, masked, backend=b, **how) for x, b in ((moved, backend()), (host, None))
+            hr.literal_hyper_attention(*x, masked, backend=b, **options) for x, b in ((moved, backend()), (host, None))
         )
         np.testing.assert_allclose(found.diagonal.log_d, expected.diagonal.log_d, atol=1e-12)
         np.testing.assert_allclose(found.estimate, expected.estimate, atol=1e-12)
-    how |= {"min_seq_len": 16, "block_size": 8}
+    options |= {"min_seq_len": 16, "block_size": 8}
     found, expected = (
-        hr.causal_literal_hyper_attention(*x, backend=b, **how) for x, b in ((moved, backend()), (host, None))
+        hr.causal_literal_hyper_attention(*x, backend=b, **options) for x, b in ((moved, backend()), (host, None))
     )
     np.testing.assert_allclose(found.estimate, expected.estimate, atol=1e-12)
 
@@ -421,10 +421,10 @@ def test_a_survey_runs_on_the_device(monkeypatch):
     facts = vars(hr.load_sample_heads()[0])
     names = ("query", "key", "value", "scale", "is_causal", "layer", "head")
     head = hr.AttentionMap(**{name: facts[name] for name in names}, model="", source="")
-    how = {"n": 64, "recipes": ("paper", "local_heavy"), "budget": 16}
-    found, expected = (measure_head(head, SurveySettings(backend=b, **how)) for b in ("emulated", None))
+    options = {"n": 64, "recipes": ("paper", "local_heavy"), "budget": 16}
+    found, expected = (measure_head(head, SurveySettings(backend=b, **options)) for b in ("emulated", None))
     assert found.verdict == expected.verdict
-    for name in how["recipes"]:
+    for name in options["recipes"]:
         pair = (x.recipes[name].relative_frobenius_estimate for x in (found, expected))
         np.testing.assert_allclose(*pair, rtol=1e-4)
 
@@ -477,7 +477,7 @@ def test_host_arrays_are_refused_on_the_device(function):
         mixed = [*moved[:place], host[place], *moved[place + 1 :]]
         with pytest.raises(TypeError, match=rf"{name} is a numpy\.ndarray on the host; .* copies none there: pass"):
             function(*mixed, backend=backend())
-    for measure in (hr.hardness, hr.make_plan, lambda *x, **how: hr.sort_lsh(*x, 2, **how)):
+    for measure in (hr.hardness, hr.make_plan, lambda *x, **options: hr.sort_lsh(*x, 2, **options)):
         with pytest.raises(TypeError, match=r"query is a numpy\.ndarray on the host"):
             measure(*host[:2], backend=backend())
 

@@ -248,7 +248,7 @@ def test_the_backend_tells_which_kernels_run_and_why(path, dtype, d, found, reas
 
 
 class Ledger(DeviceWithoutKernels):
-    """Notes how much memory is asked for, and has none."""
+    """Records how much memory is allocated, and allocates none."""
 
     def __init__(self):
         super().__init__()
@@ -311,11 +311,11 @@ def test_arrays_of_every_library_come_back_as_such(kind):
     host = np.random.default_rng(0).standard_normal((3, 2, 300, 32)).astype(np.float32)
     arrays = [move(x) for x in host]
     for is_causal in (False, True):
-        how = {"is_causal": is_causal, "block_size": 32, "sample_size": 32, "min_seq_len": 64, "rng": 0}
-        out, lse = hr.hyper_attention(*arrays, backend="cupy", return_lse=True, **how)
+        options = {"is_causal": is_causal, "block_size": 32, "sample_size": 32, "min_seq_len": 64, "rng": 0}
+        out, lse = hr.hyper_attention(*arrays, backend="cupy", return_lse=True, **options)
         assert {library_of(x) for x in (out, lse)} == {kind}
         found = CupyBackend().memory.to_host(out)
-        np.testing.assert_allclose(found, hr.hyper_attention(*host, **how), atol=1e-5)
+        np.testing.assert_allclose(found, hr.hyper_attention(*host, **options), atol=1e-5)
 
 
 @pytest.mark.gpu
@@ -324,9 +324,9 @@ def test_arrays_of_every_library_come_back_as_such(kind):
 def test_noise_and_plan_give_the_same_bits_at_length(is_causal):
     cupy = pytest.importorskip("cupy")
     q, k, v = cupy.random.default_rng(0).standard_normal((3, 3, 20000, 64), dtype=cupy.float32)
-    how = {"is_causal": is_causal, "backend": "cupy", "rng": 0}
-    plan = hr.make_plan(q, k, **how)
-    drawn = hr.hyper_attention(q, k, v, **how)
+    options = {"is_causal": is_causal, "backend": "cupy", "rng": 0}
+    plan = hr.make_plan(q, k, **options)
+    drawn = hr.hyper_attention(q, k, v, **options)
     assert (drawn == hr.hyper_attention(q, k, v, plan=plan, is_causal=is_causal, backend="cupy")).all()
 
 
@@ -343,9 +343,9 @@ def test_measures_and_literal_algorithms_agree_with_the_host():
         for name in ("alpha", "log_kappa", "log_kappa_rescaled", "op_norm", "frobenius_norm"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4)
     mask = hr.sort_lsh(q, k, 32, rng=0, backend="cupy")
-    how = {"kappa": 5.0, "epsilon": 0.5, "m": 100, "scale": 0.2, "rng": 0}
-    found = hr.literal_hyper_attention(q, k, v, mask, backend="cupy", **how)
-    np.testing.assert_allclose(found.estimate, hr.literal_hyper_attention(*host, mask, **how).estimate, atol=1e-9)
+    options = {"kappa": 5.0, "epsilon": 0.5, "m": 100, "scale": 0.2, "rng": 0}
+    found = hr.literal_hyper_attention(q, k, v, mask, backend="cupy", **options)
+    np.testing.assert_allclose(found.estimate, hr.literal_hyper_attention(*host, mask, **options).estimate, atol=1e-9)
 
 
 @pytest.mark.gpu

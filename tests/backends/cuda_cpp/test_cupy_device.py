@@ -17,11 +17,11 @@ from hyperattention_ref.backends.device_array import DeviceArray, device_view
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed: run `make cuda`")
 without_gpu = pytest.mark.skipif(CupyBackend().unavailable() is None, reason="there is a GPU: the tests marked gpu run")
 
-GIVEN = np.zeros((4, 6), np.float32)
+HOST = np.zeros((4, 6), np.float32)
 
 
 def in_no_memory(shape=(3, 4), strides=(16, 4), dtype=np.float32):
-    """A CuPy array at some address, which nobody may read."""
+    """A CuPy array at some address, which must not be read."""
     memory = cupy.cuda.UnownedMemory(4096, 4096, None, 0)
     return cupy.ndarray(shape, dtype, memptr=cupy.cuda.MemoryPointer(memory, 256), strides=strides)
 
@@ -30,11 +30,11 @@ def in_no_memory(shape=(3, 4), strides=(16, 4), dtype=np.float32):
 def test_the_reason_names_what_is_missing_and_every_call_gives_it():
     assert re.search("driver|NVIDIA GPU", CupyBackend().unavailable())
     with pytest.raises(ValueError, match=r"backend 'cupy' cannot run here: .*; available: .*numba"):
-        hr.exact_attention(GIVEN, GIVEN, GIVEN, backend="cupy")
+        hr.exact_attention(HOST, HOST, HOST, backend="cupy")
     with pytest.raises(ValueError, match="backend 'cupy' cannot run here"):
         hr.hyper_attention(in_no_memory(), in_no_memory(), in_no_memory())
     with pytest.raises(RuntimeError, match="backend 'cupy' cannot run here"):
-        CupyBackend().exact_attention(GIVEN, GIVEN, GIVEN, scale=1.0, is_causal=False)
+        CupyBackend().exact_attention(HOST, HOST, HOST, scale=1.0, is_causal=False)
 
 
 @without_gpu

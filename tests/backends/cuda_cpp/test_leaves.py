@@ -156,16 +156,16 @@ def test_rectangles_take_up_the_leaves_of_a_primitive(storage):
 def test_everyday_attention_uses_the_primitive(n, is_causal):
     host = np.random.default_rng(0).standard_normal((3, 2, n, 16)).astype(np.float32)
     tensors, backend = [torch.from_numpy(x) for x in host], with_primitive("float32")
-    how = {"is_causal": is_causal, "return_lse": True}
+    options = {"is_causal": is_causal, "return_lse": True}
     decisions = {"block_size": 8, "sample_size": 8, "min_seq_len": 16, "rng": 0}
-    exact = hr.exact_attention(*tensors, backend=backend, **how)
+    exact = hr.exact_attention(*tensors, backend=backend, **options)
     assert "attend" not in backend.device.launched
-    drawn = hr.hyper_attention(*tensors, backend=backend, **how, **decisions)
+    drawn = hr.hyper_attention(*tensors, backend=backend, **options, **decisions)
     plan = hr.make_plan(*tensors[:2], is_causal=is_causal, backend=backend, **decisions)
-    planned = hr.hyper_attention(*tensors, backend=backend, plan=plan, **how)
+    planned = hr.hyper_attention(*tensors, backend=backend, plan=plan, **options)
     for x, y in zip(drawn, planned, strict=True):
         assert torch.equal(x, y)
-    expected = hr.exact_attention(*host, **how), hr.hyper_attention(*host, **how, **decisions)
+    expected = hr.exact_attention(*host, **options), hr.hyper_attention(*host, **options, **decisions)
     for pair, numbers in zip((exact, drawn), expected, strict=True):
         for x, y in zip(pair, numbers, strict=True):
             np.testing.assert_allclose(x.numpy(), y, atol=5e-6)
