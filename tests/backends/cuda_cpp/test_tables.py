@@ -10,7 +10,7 @@ import hyperattention_ref as hr
 from hyperattention_ref.backends.cuda_cpp.device import Layouts
 from hyperattention_ref.backends.cuda_cpp.sort_lsh import DrawnIndices
 from hyperattention_ref.backends.cuda_cpp.tables import drawn_tables, exact_tables, plan_tables
-from hyperattention_ref.paper.definition_1 import hamming_sorted_lsh
+from hyperattention_ref.paper.definition_1_sorted_lsh import hamming_sorted_lsh
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 from hyperattention_ref.plan.noise import Draw
