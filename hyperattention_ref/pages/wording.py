@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -30,11 +30,11 @@ def power_of_ten(log_x: float) -> str:
     return f"10^{log_x / math.log(10):.1f}".replace("-", "−")
 
 
-def heads_where(flags: dict[str, bool]) -> str:
-    """How many heads, and which, have a property: `flags` by name of the head."""
-    names = [name for name, flag in flags.items() if flag]
-    if len(names) == len(flags):
-        return f"all {len(flags)} heads"
+def heads_where(heads: Sequence, has_property: Callable) -> str:
+    """How many heads, and which, have a property."""
+    names = [head.name for head in heads if has_property(head)]
+    if len(names) == len(heads):
+        return f"all {len(heads)} heads"
     if not names:
-        return f"none of the {len(flags)} heads"
-    return f"{len(names)} of the {len(flags)} heads ({', '.join(names)})"
+        return f"none of the {len(heads)} heads"
+    return f"{len(names)} of the {len(heads)} heads ({', '.join(names)})"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from hyperattention_ref import proofs_checks
 from hyperattention_ref.pages.progress import Step, progress_bar
@@ -27,7 +27,7 @@ from hyperattention_ref.verify.report import (
     outcome,
     statements,
 )
-from hyperattention_ref.verify.sample_head_measures import SampleHeadMeasures, measure_sample_heads
+from hyperattention_ref.verify.sample_head_measures import METHODS, SampleHeadMeasures, measure_sample_heads
 
 COLOURS = {
     HOLDS: "green",
@@ -79,10 +79,8 @@ def verdict_tables(report: Report, width: int) -> Iterator[Table]:
     columns = {name: x for name, x in COLUMNS.items() if width >= WIDE or name not in LEFT_OUT}
     sections = report.sections()
     for place, (title, verdicts) in enumerate(sections.items()):
-        table = _table(title)
+        table = _table(title, Column("statement", ratio=3), Column("inputs", ratio=2))
         table.show_header, table.expand = place == 0, True
-        table.add_column("statement", ratio=3)
-        table.add_column("inputs", ratio=2)
         for name, size in columns.items():
             table.add_column(name, justify="left" if name == "verdict" else "right", width=size)
         for group in statements(verdicts):
@@ -111,12 +109,9 @@ def _cells(verdict: Verdict) -> dict[str, str]:
 
 def heads_tables(report: Report) -> Iterator[Table]:
     """What the theorem asks of the real heads, and what the algorithms achieve there."""
-    asked = _table("Six real heads: what the theorem asks")
-    titles = "head|α|α without 1, 4, 32 columns|κ|rows rescaled|stable rank|‖P‖_op|m asked|usable m"
-    for name in titles.split("|"):
-        asked.add_column(name, justify="left" if name == "head" else "right")
+    titles = ("α", "α without 1, 4, 32 columns", "κ", "rows rescaled", "stable rank", "‖P‖_op", "m asked", "usable m")
+    asked = _table("Six real heads: what the theorem asks", "head", *(Column(x, justify="right") for x in titles))
     for head in report.heads:
-        vacuous = " [red]vacuous[/]" if head.vacuous else ""
         asked.add_row(
             head.name,
             number(head.alpha[0]),
@@ -125,19 +120,17 @@ def heads_tables(report: Report) -> Iterator[Table]:
             power_of_ten(head.log_kappa_rescaled),
             number(head.stable_rank),
             number(head.op_norm),
-            number(head.m_asked) + vacuous,
+            number(head.m_asked) + (" [red]vacuous[/]" if head.vacuous else ""),
             number(head.m_usable),
         )
     yield asked
-    errors = _table("Six real heads: relative Frobenius error (error in (1))")
-    errors.add_column("head")
-    for method in report.heads[0].errors:
-        errors.add_column(method, justify="right")
+    methods = (Column(method, justify="right") for method in METHODS)
+    errors = _table("Six real heads: relative Frobenius error (error in (1))", "head", *methods)
     for head in report.heads:
         cells = (f"{number(e.relative_frobenius)} ({number(e.ratio)})" for e in head.errors.values())
         errors.add_row(head.name, *cells)
     yield errors
 
 
-def _table(title: str) -> Table:
-    return Table(title=f"\n[bold]{escape(title)}[/]", title_style="", title_justify="left", box=None)
+def _table(title: str, *columns: Column | str) -> Table:
+    return Table(*columns, title=f"\n[bold]{escape(title)}[/]", title_style="", title_justify="left", box=None)

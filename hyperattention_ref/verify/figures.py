@@ -42,13 +42,13 @@ LEAST_RATIO, LARGEST_RATIO = 1e-4, 1e3
 
 def draw_figures(report: Report) -> Iterator[Plot]:
     """The plots for which the report has data."""
-    rates = {v.name: v for v in report.verdicts if "slope" in v.measured}
+    rates = list({v.name: v for v in report.verdicts if "slope" in v.measured}.values())
     ablations = _ablations(report)
     with rc_context(STYLE):
         if rates:
-            yield error_against_m(list(rates.values()))
+            yield error_against_m(rates)
         if rates and ablations:
-            yield caps_and_floors(list(rates.values()), ablations)
+            yield caps_and_floors(rates, ablations)
         yield ratios(report)
         yield sample_heads(report)
 
@@ -104,10 +104,8 @@ def _guarantees(axes: Axes, rate: Verdict) -> None:
     """The m that the bounds ask for, as curves over the error."""
     asked = rate.measured["asked"]
     aims = np.array(asked["epsilon"]) / 2
-    for name, colour, label in (
-        ("usable version", GREEN, "Lemma 1,\nusable version"),
-        ("Lemma 1", PINK, "Lemma 1"),
-    ):
+    lemmas = {"usable version": (GREEN, "Lemma 1,\nusable version"), "Lemma 1": (PINK, "Lemma 1")}
+    for name, (colour, label) in lemmas.items():
         axes.plot(asked[name], aims, color=colour, linewidth=2)
         axes.text(asked[name][-1], 0.53, label, color=colour, ha="center", va="bottom", fontweight="bold")
     n = rate.n or math.nan
@@ -119,7 +117,7 @@ def _ablations(report: Report) -> dict[str, dict[str, Verdict]]:
     """By family, the runs with cap and floor, without the cap and without the floor."""
     families: dict[str, dict[str, Verdict]] = {}
     for verdict in report.verdicts:
-        kind = verdict.name.split(", ")[-1].replace("without the", "no")
+        kind = _variant(verdict).replace("without the", "no")
         if kind in KINDS:
             families.setdefault(verdict.family, {})[kind] = verdict
     return {family: runs for family, runs in families.items() if len(runs) == len(KINDS)}
@@ -186,13 +184,15 @@ def ratios(report: Report) -> Plot:
             _ratio_marker(axes, y + offset, verdict)
     axes.set(xscale="log", xlim=(LEAST_RATIO / 2, LARGEST_RATIO * 2), ylim=(len(lines) - 0.4, -0.6))
     axes.set_yticks(range(len(lines)), [_typeset(name) for name, _ in lines])
+    axes.tick_params(axis="y", length=0, labelsize=8.5)
     for tick, (_, verdicts) in zip(axes.get_yticklabels(), lines, strict=True):
         tick.set_fontweight("normal" if verdicts else "bold")
-        tick.set_fontsize(8.5)
-    axes.tick_params(axis="y", length=0)
     axes.set_xlabel("ratio of the left to the right side (above 1 the inequality fails)")
     axes.secondary_xaxis("top").tick_params(labelsize=8.5)
-    _outcome_legend(figure, axes)
+    for name in OUTCOMES:
+        colour, marker = LOOK[name]
+        axes.plot([], [], marker, color=colour, label=name, markersize=6)
+    figure.legend(loc="outside upper center", ncols=len(OUTCOMES))
     failing = sum(verdict.ratios.max() > 1 for verdict in report.verdicts if outcome(verdict) in (HOLDS, NOT_REFUTED))
     return Plot(
         "ratios",
@@ -221,13 +221,6 @@ def _ratio_marker(axes: Axes, y: float, verdict: Verdict) -> None:
     axes.plot(middle, y, end, color=colour, markersize=4.5, markeredgewidth=0)
 
 
-def _outcome_legend(figure: Figure, axes: Axes) -> None:
-    for name in OUTCOMES:
-        colour, marker = LOOK[name]
-        axes.plot([], [], marker, color=colour, label=name, markersize=6)
-    figure.legend(loc="outside upper center", ncols=len(OUTCOMES))
-
-
 def sample_heads(report: Report) -> Plot:
     """The errors on the real heads, both measures, all methods."""
     figure = Figure(figsize=(10, 4.6))
@@ -253,7 +246,7 @@ def sample_heads(report: Report) -> Plot:
         axes.margins(x=0)
         axes.grid(axis="y", visible=False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    closer = sum(heads.closer(report.heads, heads.PRACTICAL, heads.MEAN).values())
+    closer = sum(head.is_closer(heads.PRACTICAL, heads.MEAN) for head in report.heads)
     return Plot(
         "sample_heads",
         f"On {closer} of {len(names)} real heads the practical algorithm is closer to attention than the mean of V",

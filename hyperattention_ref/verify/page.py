@@ -22,11 +22,5 @@ NAMES = {
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write report.json, the plots as PNG and report.html; every file appears whole or not at all.
-
-    Parameters
-    ----------
-    report : what to write.
-    folder : an existing directory; files of the same names are replaced.
-    """
+    """Write report.json, the plots as PNG and report.html to a folder; every file appears whole or not at all."""
     files.write_report(folder, "report.json", report, draw_figures(report), "verify/page.html.j2", **NAMES)

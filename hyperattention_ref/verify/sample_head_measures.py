@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +90,10 @@ class SampleHeadMeasures(Result):
         """Whether Lemma 1 asks for more samples than there are tokens, in both versions."""
         return min(self.m_asked, self.m_usable) > self.n
 
+    def is_closer(self, method: str, baseline: str) -> bool:
+        """Whether a method's relative error is below a baseline's."""
+        return self.errors[method].relative_frobenius < self.errors[baseline].relative_frobenius
+
 
 def measure_sample_heads(*, epsilon: float = 0.5, seed: int = 0) -> tuple[SampleHeadMeasures, ...]:
     """Measure the six sample heads: hardness, samples asked for, and the errors of both algorithms.
@@ -138,47 +144,29 @@ def _measure(head, epsilon: float, runs: list[int]) -> SampleHeadMeasures:
 
 def _errors(dense: Dense, epsilon: float, runs: list[int]) -> dict[str, MethodError]:
     """Every method's median error over the runs; the two baselines need one run."""
-    masked = {run: replace(dense, mask_given=hr.sort_lsh(dense.query, dense.key, BLOCK, rng=run)) for run in runs}
+    q, k, v = dense.query, dense.key, dense.value
+    masked = {run: replace(dense, mask_given=hr.sort_lsh(q, k, BLOCK, rng=run)) for run in runs}
+    budget: dict[str, Any] = {"block_size": BLOCK, "sample_size": SAMPLES, "scale": dense.scale}
     half = SAMPLES // 2
     outputs = {
-        PRACTICAL: [_practical(dense, run) for run in runs],
+        PRACTICAL: [hr.hyper_attention(q, k, v, rng=run, **budget) for run in runs],
         LITERAL: [_literal(masked[run], epsilon, half, run) for run in runs],
         LITERAL_UNCAPPED: [_literal(masked[run], epsilon, half, run, cap_constant=math.inf) for run in runs],
         LITERAL_MANY: [_literal(dense, epsilon, MANY, run) for run in runs],
         ZERO: [np.zeros_like(dense.attention)],
-        MEAN: [np.broadcast_to(dense.value.mean(axis=0), dense.attention.shape)],
+        MEAN: [np.broadcast_to(v.mean(axis=0), dense.attention.shape)],
     }
-    medians = {method: np.median([_error(dense, x) for x in outputs[method]], axis=0).tolist() for method in METHODS}
-    return {method: MethodError(*median) for method, median in medians.items()}
+    size, errors = hr.frobenius_norm(dense.attention), {}
+    for method in METHODS:
+        pairs = [(dense.error(x), hr.frobenius_norm(dense.attention - x) / size) for x in outputs[method]]
+        errors[method] = MethodError(*np.median(pairs, axis=0).tolist())
+    return errors
 
 
-def _error(dense: Dense, output: np.ndarray) -> tuple[float, float]:
-    relative = hr.frobenius_norm(dense.attention - output) / hr.frobenius_norm(dense.attention)
-    return dense.error(output), relative
-
-
-def _practical(dense: Dense, run: int) -> np.ndarray:
-    return hr.hyper_attention(
-        dense.query, dense.key, dense.value, scale=dense.scale, block_size=BLOCK, sample_size=SAMPLES, rng=run
-    )
-
-
-def _literal(dense: Dense, epsilon: float, m: int, run: int, *, cap_constant: float = 1.0) -> np.ndarray:
+def _literal(dense: Dense, epsilon: float, m: int, run: int, **options) -> np.ndarray:
     """Algorithm 3 with row rescaling and the exact kappa of the rescaled matrix."""
-    result = hr.literal_hyper_attention(
-        dense.query,
-        dense.key,
-        dense.value,
-        dense.mask_given,
-        kappa=math.exp(_pilot_log_kappa(dense, run)),
-        epsilon=epsilon,
-        m=m,
-        scale=dense.scale,
-        cap_constant=cap_constant,
-        rescale_rows=True,
-        rng=run,
-    )
-    return result.estimate
+    kappa = math.exp(_pilot_log_kappa(dense, run))
+    return dense.literal_attention(kappa=kappa, epsilon=epsilon, m=m, rescale_rows=True, rng=run, **options).estimate
 
 
 def _pilot_log_kappa(dense: Dense, run: int) -> float:
@@ -189,74 +177,64 @@ def _pilot_log_kappa(dense: Dense, run: int) -> float:
 
 def findings(heads: tuple[SampleHeadMeasures, ...], epsilon: float) -> list[str]:
     """What the numbers say, in words: the short answer first. Every word that depends on the numbers is computed."""
-    return [_in_short(heads), _samples(heads), _exponents(heads), _usefulness(heads), _inequality(heads, epsilon)]
+    return [_in_short(heads), *_asked(heads), *_achieved(heads, epsilon)]
 
 
 def _in_short(heads) -> str:
-    vacuous = {head.name: head.vacuous for head in heads}
-    beaten = list(closer(heads, PRACTICAL, MEAN).values())
+    closer = sum(head.is_closer(PRACTICAL, MEAN) for head in heads)
     promise = (
         "The theorem promises nothing on the real heads: it asks for more samples than there are tokens on all of them."
-        if all(vacuous.values())
-        else f"The theorem asks for more samples than there are tokens on {heads_where(vacuous)}."
+        if all(head.vacuous for head in heads)
+        else f"The theorem asks for more samples than there are tokens on {heads_where(heads, lambda h: h.vacuous)}."
     )
-    most = "closer to attention than" if 2 * sum(beaten) > len(beaten) else "no closer to attention than"
-    count = max(sum(beaten), len(beaten) - sum(beaten))
+    most = "closer to attention than" if 2 * closer > len(heads) else "no closer to attention than"
     return (
         f"{promise} And at {BLOCK + SAMPLES} keys for each query the practical algorithm is {most} the mean of V, "
-        f"which looks at no query, on {count} of {len(heads)}."
+        f"which looks at no query, on {max(closer, len(heads) - closer)} of {len(heads)}."
     )
 
 
-def _samples(heads) -> str:
-    return (
-        f"Samples asked for, of {heads[0].n} tokens: {span([h.m_asked for h in heads])} by Lemma 1 with explicit "
-        f"constant and κ after row rescaling, {span([h.m_usable for h in heads])} by its usable version."
+def _asked(heads) -> Iterator[str]:
+    """What the theorem asks of the heads."""
+
+    def spans(name: str) -> str:
+        return span([getattr(head, name) for head in heads])
+
+    yield (
+        f"Samples asked for, of {heads[0].n} tokens: {spans('m_asked')} by Lemma 1 with explicit "
+        f"constant and κ after row rescaling, {spans('m_usable')} by its usable version."
     )
-
-
-def _exponents(heads) -> str:
-    lowered = heads_where({h.name: h.log_kappa_rescaled < h.log_kappa for h in heads})
-    stated = heads_where({h.name: h.meets_preconditions for h in heads})
-    decided = heads_where({h.name: h.alpha[0] > 10 * h.alpha[1] for h in heads})
-    return (
+    yield (
         "Whether α and κ are n^(o(1)) no single n can decide. At this one α = n^a with a from "
-        f"{span([h.alpha_exponent for h in heads])} and κ = n^c with c from {span([h.kappa_exponent for h in heads])}, "
-        f"{span([h.kappa_rescaled_exponent for h in heads])} after row rescaling; flat attention has a = c = 0. "
-        f"ApproxD’s stated preconditions, ε > 1/κ⁴ and α > ε²κ, hold on {stated} (κ after row rescaling). "
-        f"One column alone makes α more than ten times larger on {decided}. "
-        f"Row rescaling with a pilot of {PILOT_SIZE} keys lowers κ on {lowered}."
+        f"{spans('alpha_exponent')} and κ = n^c with c from {spans('kappa_exponent')}, "
+        f"{spans('kappa_rescaled_exponent')} after row rescaling; flat attention has a = c = 0. ApproxD’s stated "
+        f"preconditions, ε > 1/κ⁴ and α > ε²κ, hold on {heads_where(heads, lambda h: h.meets_preconditions)} (κ after "
+        "row rescaling). One column alone makes α more than ten times larger on "
+        f"{heads_where(heads, lambda h: h.alpha[0] > 10 * h.alpha[1])}. Row rescaling with a pilot of {PILOT_SIZE} "
+        f"keys lowers κ on {heads_where(heads, lambda h: h.log_kappa_rescaled < h.log_kappa)}."
     )
 
 
-def _usefulness(heads) -> str:
-    def where(method, baseline):
-        return heads_where(closer(heads, method, baseline))
+def _achieved(heads, epsilon: float) -> Iterator[str]:
+    """Where the algorithms are of use, and where inequality (1) is met."""
 
-    return (
+    def closer(method: str, baseline: str) -> str:
+        return heads_where(heads, lambda head: head.is_closer(method, baseline))
+
+    def met(method: str) -> str:
+        return heads_where(heads, lambda head: head.errors[method].ratio <= epsilon)
+
+    yield (
         f"Relative error, {BLOCK + SAMPLES} keys for each query: the practical algorithm is closer than the zero "
-        f"matrix on {where(PRACTICAL, ZERO)} and closer than the mean of V on {where(PRACTICAL, MEAN)}; Algorithm 3 is "
-        f"closer than the zero matrix on {where(LITERAL, ZERO)}, without its cap on {where(LITERAL_UNCAPPED, ZERO)}, "
-        f"and with {MANY} samples, dearer than exact attention, on {where(LITERAL_MANY, ZERO)}."
+        f"matrix on {closer(PRACTICAL, ZERO)} and closer than the mean of V on {closer(PRACTICAL, MEAN)}; Algorithm 3 "
+        f"is closer than the zero matrix on {closer(LITERAL, ZERO)}, without its cap on "
+        f"{closer(LITERAL_UNCAPPED, ZERO)}, and with {MANY} samples, dearer than exact attention, on "
+        f"{closer(LITERAL_MANY, ZERO)}."
     )
-
-
-def _inequality(heads, epsilon: float) -> str:
-    def met(method):
-        return {head.name: head.errors[method].ratio <= epsilon for head in heads}
-
-    sentence = f"Inequality (1) with ε = {epsilon:g} is met by the practical algorithm on {heads_where(met(PRACTICAL))}"
-    trivial = met(ZERO)
-    if not any(trivial.values()):
-        return f"{sentence}, by the zero matrix on none."
-    return (
-        f"{sentence}, but the zero matrix meets it on {heads_where(trivial)} too: a sink makes ‖P‖_op large and the "
-        "inequality easy, so read it beside the relative error."
+    trivial = (
+        f", but the zero matrix meets it on {met(ZERO)} too: a sink makes ‖P‖_op large and the inequality easy, so "
+        "read it beside the relative error."
+        if any(head.errors[ZERO].ratio <= epsilon for head in heads)
+        else ", by the zero matrix on none."
     )
-
-
-def closer(heads, method: str, baseline: str) -> dict[str, bool]:
-    """By head, whether a method's relative error is below a baseline's."""
-    return {
-        head.name: head.errors[method].relative_frobenius < head.errors[baseline].relative_frobenius for head in heads
-    }
+    yield f"Inequality (1) with ε = {epsilon:g} is met by the practical algorithm on {met(PRACTICAL)}{trivial}"

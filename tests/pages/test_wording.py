@@ -1,6 +1,7 @@
 """Numbers and counts as a person writes them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,7 @@ def test_words_for_powers_spans_and_heads():
     assert power_of_ten(math.log(1e29)) == "10^29.0"
     assert power_of_ten(2000.0) == "10^868.6"
     assert span([3, 1, 2e7]) == "1 to 2.0·10⁷"
-    assert heads_where({"a": True, "b": True}) == "all 2 heads"
-    assert heads_where({"a": False, "b": False}) == "none of the 2 heads"
-    assert heads_where({"a": False, "b": True}) == "1 of the 2 heads (b)"
+    heads = [SimpleNamespace(name=name) for name in "ab"]
+    assert heads_where(heads, lambda head: True) == "all 2 heads"
+    assert heads_where(heads, lambda head: False) == "none of the 2 heads"
+    assert heads_where(heads, lambda head: head.name == "b") == "1 of the 2 heads (b)"

@@ -9,6 +9,7 @@ import pytest
 from scipy.special import logsumexp
 
 import hyperattention_ref as hr
+from hyperattention_ref.proofs_checks import dense
 from hyperattention_ref.verify import sample_head_measures
 from hyperattention_ref.verify.sample_head_measures import (
     MEAN,
@@ -82,7 +83,7 @@ def test_the_kappa_that_algorithm_3_is_told_is_exact_for_its_own_pilot(monkeypat
         def __getattr__(self, name):
             return getattr(hr, name)
 
-    monkeypatch.setattr(sample_head_measures, "hr", Recording())
+    monkeypatch.setattr(dense, "hr", Recording())
     monkeypatch.setattr(sample_head_measures, "RUNS", 1)
     measure_sample_heads(seed=3)
     assert len(seen) == 6 * 3
