@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-PerHead = Any
-"""The type of a field that is a number for one head, and an array of the leading shape for several."""
+if TYPE_CHECKING:
+    PerHead = Any
+else:
+    PerHead = float
+"""The type of a field that is a number for one head, and an array of the leading shape for several. At run time it is
+the type for one head, so that pydantic can read a stored head."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -33,8 +33,6 @@ from hyperattention_ref.surveys.head_measures import (
 )
 from hyperattention_ref.surveys.settings import SurveySettings
 
-FACTS = ("name", "layer", "head", "model", "source", "scale", "is_causal")
-"""What HeadMeasures keeps of an AttentionMap."""
 PICTURE = 48
 """Side of the down-sampled attention picture."""
 PERPLEXITY = {"10 %": 0.1, "50 %": 0.5, "90 %": 0.9}
@@ -66,25 +64,28 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> HeadMeasures:
     memory = memory_of(select(settings.backend, q))
     query, key, value = (memory.from_host(x) for x in (q, k, v))  # a backend on a GPU gets copies of its own
     plans = {name: _plan(query, key, head, name, settings) for name in settings.recipes}
-    masses, picture = _from_rows(q, k, head, plans, settings)
-    certificates = {
-        name: _certificate(q, k, v, head, memory.to_host(_output(query, key, value, head, plan, settings)), settings)
-        for name, plan in plans.items()
-    }
-    recipes = {name: _recipe(name, plans[name].heads[0], masses[name], certificates[name], settings) for name in plans}
+    masses, picture = _from_rows(q, k, rows, head, plans, settings)
+    common: dict[str, Any] = {"is_causal": head.is_causal, "scale": head.scale}
+    draw: dict[str, Any] = {"rows": rows, "confidence": settings.confidence, "rng": settings.seed}
+    recipes = {}
+    for name, plan in plans.items():
+        output = memory.to_host(hr.hyper_attention(query, key, value, plan=plan, backend=settings.backend, **common))
+        certificate = hr.certify(q, k, v, output, **draw, **common)
+        recipes[name] = _recipe(name, plan.heads[0], masses[name], certificate, settings)
     verdict, rule = judge({name: x.relative_frobenius for name, x in recipes.items()}, settings.tolerance)
     if head.is_causal and n <= settings.min_seq_len:
         verdict, rule = "not approximated", f"causal and no longer than min_seq_len = {settings.min_seq_len}: all exact"
-    baselines = next(iter(certificates.values()))  # every certificate draws the same rows
+    facts = ("name", "layer", "head", "model", "source", "scale", "is_causal")
     return HeadMeasures(
-        **{name: getattr(head, name) for name in FACTS},
+        **{name: getattr(head, name) for name in facts},
         n=n,
         d=q.shape[1],
         rows=rows,
         hardness=_hardness(query, key, head, settings, log_kappa_shifted=_log_kappa_shifted(q, k, head)),
         growth=_growth(query, key, head, settings),
         recipes=recipes,
-        baselines={ZERO: HeadErrors(**vars(baselines.zero)), MEAN: HeadErrors(**vars(baselines.mean))},
+        # The certificates of all recipes draw the same rows.
+        baselines={ZERO: HeadErrors(**vars(certificate.zero)), MEAN: HeadErrors(**vars(certificate.mean))},
         picture=picture,
         verdict=verdict,
         rule=rule,
@@ -154,33 +155,19 @@ def _plan(q, k, head: AttentionMap, name: str, settings: SurveySettings) -> Plan
     )
 
 
-def _output(q, k, v, head: AttentionMap, plan: Plan, settings: SurveySettings):
-    common: dict[str, Any] = {"is_causal": head.is_causal, "scale": head.scale}
-    return hr.hyper_attention(q, k, v, plan=plan, backend=settings.backend, **common)
-
-
-def _certificate(q, k, v, head: AttentionMap, output, settings: SurveySettings) -> Certificate:
-    common: dict[str, Any] = {"is_causal": head.is_causal, "scale": head.scale, "rng": settings.seed}
-    return hr.certify(q, k, v, output, rows=settings.rows, confidence=settings.confidence, **common)
-
-
 def _recipe(
     name: str, plan: HeadPlan, mass: Mass, certificate: Certificate, settings: SurveySettings
 ) -> RecipeMeasures:
     recipe = preset(name, settings.budget)
+    in_leaves = sum((stop - start) * (stop - start + 1) // 2 for start, stop in plan.leaves)
+    in_rectangles = sum(rectangle.n_logits for rectangle in plan.rectangles)
     return RecipeMeasures(
         **vars(certificate.output),
         mass=mass,
-        logits_per_query=_logits(plan) / plan.n_q,
+        logits_per_query=(in_leaves + in_rectangles) / plan.n_q,
         keys_per_query=recipe.keys_per_query,
         pilot_rows=recipe.pilot_rows if recipe.needs_pilot else 0,
     )
-
-
-def _logits(plan: HeadPlan) -> int:
-    """How many logits a head's plan evaluates: causal leaves whole, and those of every rectangle."""
-    leaves = sum((stop - start) * (stop - start + 1) // 2 for start, stop in plan.leaves)
-    return leaves + sum(rectangle.n_logits for rectangle in plan.rectangles)
 
 
 def _hardness(q, k, head: AttentionMap, settings: SurveySettings, *, log_kappa_shifted: float | None) -> HeadHardness:
@@ -192,16 +179,9 @@ def _hardness(q, k, head: AttentionMap, settings: SurveySettings, *, log_kappa_s
     if head.is_causal:
         parts = hr.causal_hardness(q, k, min_seq_len=settings.min_seq_len, op_norm=False, **common)
         rectangles = tuple(CausalRectangle(place, part.alpha, part.log_kappa) for place, part in parts.items())
+    same = ("alpha", "log_kappa", "log_kappa_rescaled", "frobenius_norm", "op_norm", "op_norm_residual", "stable_rank")
     return HeadHardness(
-        alpha=h.alpha,
-        log_kappa=h.log_kappa,
-        log_kappa_rescaled=h.log_kappa_rescaled,
-        frobenius_norm=h.frobenius_norm,
-        op_norm=h.op_norm,
-        op_norm_residual=h.op_norm_residual,
-        stable_rank=h.stable_rank,
-        logit_min=h.logit_min,
-        logit_max=h.logit_max,
+        **{name: getattr(h, name) for name in (*same, "logit_min", "logit_max")},
         overflows={name: bool(flag) for name, flag in h.overflows.items()},
         heavy_columns=tuple(h.heavy_columns[:32].tolist()),
         alpha_left_out={count: float(h.alpha_curve[count]) for count in sorted({0, 1, 4, 32, n // 16}) if count < n},
@@ -222,21 +202,20 @@ def _log_kappa_shifted(q, k, head: AttentionMap) -> float | None:
 def _growth(q, k, head: AttentionMap, settings: SurveySettings) -> tuple[GrowthPoint, ...]:
     """alpha, alpha without n/16 columns and log kappa of halved prefixes, the shortest first."""
     common: dict[str, Any] = {"scale": head.scale, "is_causal": head.is_causal, "backend": settings.backend}
-    points: list[GrowthPoint] = []
-    n = len(q) // 2
-    while n >= SHORTEST_PREFIX and len(points) < MOST_PREFIXES:
-        h = hr.hardness(q[:n], k[:n], op_norm=False, rng=0, **common)
-        points.append(GrowthPoint(n, float(h.alpha), float(h.alpha_curve[n // 16]), float(h.log_kappa)))
-        n //= 2
-    return tuple(reversed(points))
+    points = []
+    for n in (len(q) >> halvings for halvings in range(MOST_PREFIXES, 0, -1)):
+        if n >= SHORTEST_PREFIX:
+            h = hr.hardness(q[:n], k[:n], op_norm=False, rng=0, **common)
+            points.append(GrowthPoint(n, float(h.alpha), float(h.alpha_curve[n // 16]), float(h.log_kappa)))
+    return tuple(points)
 
 
-def _from_rows(q, k, head: AttentionMap, plans: dict[str, Plan], settings: SurveySettings):
+def _from_rows(q, k, count: int, head: AttentionMap, plans: dict[str, Plan], settings: SurveySettings):
     """From one draw of exact rows: the Mass of each plan's exact pairs, and the picture."""
     n = len(q)
     work = np.promote_types(q.dtype, np.float32)
     q, k = q.astype(work, copy=False), k.astype(work, copy=False)
-    (rows,) = draw_rows(settings.seed, n, number_of_rows(settings.rows, n), 1)
+    (rows,) = draw_rows(settings.seed, n, count, 1)
     sums = dict.fromkeys(plans, 0.0)
     side = min(n, PICTURE)
     bins = np.arange(n) * side // n
@@ -247,11 +226,8 @@ def _from_rows(q, k, head: AttentionMap, plans: dict[str, Plan], settings: Surve
             sums[name] += float(panel.probabilities[plan.heads[0].rows(panel.rows)].sum())
         np.add.at(picture, bins[panel.rows], np.add.reduceat(panel.probabilities, bands, axis=1))
     picture /= np.maximum(counts, 1)[:, None]
-    masses = {name: _mass(total, len(rows), n, settings.confidence) for name, total in sums.items()}
+    masses, delta = {}, failure_probability(settings.confidence) / 2
+    for name, total in sums.items():
+        mean = min(1.0, total / count)
+        masses[name] = Mass(mean, *(float(bound(mean, delta, count, n)) for bound in (mean_lower, mean_upper)))
     return masses, tuple(map(tuple, picture.tolist()))
-
-
-def _mass(total: float, rows: int, n: int, confidence: float) -> Mass:
-    """From the sum over some of n rows."""
-    mean, delta = min(1.0, total / rows), failure_probability(confidence) / 2
-    return Mass(mean, *(float(bound(mean, delta, rows, n)) for bound in (mean_lower, mean_upper)))

@@ -79,18 +79,7 @@ class GrowthPoint(Result):
 
 @dataclass(frozen=True, repr=False)
 class HeadErrors(ErrorBounds):
-    """The `ErrorBounds` of one head: numbers, so that they can be read back from JSON."""
-
-    frobenius: float
-    op_norm: float
-    ratio: float
-    relative_frobenius: float
-    frobenius_estimate: float
-    op_norm_estimate: float
-    ratio_estimate: float
-    relative_frobenius_estimate: float
-    limit: float
-    relative_limit: float
+    """The `ErrorBounds` of one head, which are numbers and can be compared."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,13 +13,7 @@ from hyperattention_ref.surveys.report import SurveyReport, keys, label, table
 
 
 def write_report(report: SurveyReport, folder: Path) -> None:
-    """Write measures.json, measures.csv, the plots as PNG and report.html; every file appears whole or not at all.
-
-    Parameters
-    ----------
-    report : what to write.
-    folder : an existing directory; files of the same names are replaced.
-    """
+    """Write measures.json, measures.csv, the plots as PNG and report.html to a folder, each whole or not at all."""
     rows, lines = list(table(report)), io.StringIO()
     writer = csv.DictWriter(lines, rows[0])
     writer.writeheader()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from hyperattention_ref.maps.map_file import MapFile
@@ -12,6 +13,8 @@ from hyperattention_ref.pages.results_folder import ResultsFolder
 from hyperattention_ref.surveys.head import measure_head, prefix
 from hyperattention_ref.surveys.head_measures import HeadMeasures
 from hyperattention_ref.surveys.settings import SurveySettings
+
+_PLACE = attrgetter("layer", "head")
 
 
 def survey(
@@ -55,32 +58,28 @@ def survey(
         places = _places(maps, layers, heads)
         for place in places:
             prefix(maps.head(*place), settings)
-    folder.claim(_record(path, settings), "a survey of another file or with other settings")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    record = {"file": Path(path).name, "sha256": digest, "settings": settings.to_dict()}
+    folder.claim(record, "a survey of another file or with other settings")
     tasks = (delayed(_measure_once)(folder, os.fspath(path), *place, settings) for place in places)
     results: list[HeadMeasures] = []
     for result in Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks):
         results.append(result)
         if progress:
             progress(result.name, len(results), len(places))
-    return sorted(results, key=_place)
+    return sorted(results, key=_PLACE)
 
 
 def load_results(out) -> Iterator[HeadMeasures]:
     """The finished heads of a survey folder, by layer and head."""
     folder = _folder(out)
     names = (path.stem for path in (folder.path / folder.parts).glob("L*H*.json"))
-    yield from sorted((folder.read(name, HeadMeasures) for name in names), key=_place)
+    yield from sorted((folder.read(name, HeadMeasures) for name in names), key=_PLACE)
 
 
 def _folder(out) -> ResultsFolder:
     return ResultsFolder(Path(out), "survey.json", "heads")
-
-
-def _record(path, settings: SurveySettings) -> dict:
-    """What a folder is a survey of."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": Path(path).name, "sha256": digest, "settings": settings.to_dict()}
 
 
 def _measure_once(folder: ResultsFolder, path: str, layer: int, head: int, settings: SurveySettings) -> HeadMeasures:
@@ -89,10 +88,6 @@ def _measure_once(folder: ResultsFolder, path: str, layer: int, head: int, setti
             return measure_head(maps.head(layer, head), settings)
 
     return folder.once(f"L{layer}H{head}", measure, HeadMeasures)
-
-
-def _place(head: HeadMeasures) -> tuple[int, int]:
-    return head.layer, head.head
 
 
 def _places(maps: MapFile, layers, heads) -> list[tuple[int, int]]:
