@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from hyperattention_ref.pages.progress import progress_bar
 from hyperattention_ref.pages.wording import number, power_of_ten
@@ -37,13 +37,11 @@ def heads_table(report: SurveyReport) -> Table:
     recipes = report.settings.recipes
     of_first_head = report.heads[0].recipes
     compared = PAPER if PAPER in recipes else recipes[0]
-    table = Table(box=None, title_justify="left", pad_edge=False)
-    for title in ("head", "n", "α", "α w/o 1", "w/o 32", "log₁₀ κ", "rescaled", "κ*", "stable\nrank", "perplexity"):
-        table.add_column(title, justify="left" if title == "head" else "right")
-    table.add_column(f"{label(compared)}\n{keys(of_first_head[compared])} keys\nmass, error ≤", justify="right")
-    for title in ("best recipe\nmass, error ≤", "zero\nerror ≤", "mean of V\nerror ≤"):
-        table.add_column(title, justify="right")
-    table.add_column("verdict")
+    hardness = ("n", "α", "α w/o 1", "w/o 32", "log₁₀ κ", "rescaled", "κ*", "stable\nrank", "perplexity")
+    errors = ("best recipe\nmass, error ≤", "zero\nerror ≤", "mean of V\nerror ≤")
+    titles = (*hardness, f"{label(compared)}\n{keys(of_first_head[compared])} keys\nmass, error ≤", *errors)
+    columns = (Column(title, justify="right") for title in titles)
+    table = Table("head", *columns, "verdict", box=None, pad_edge=False)
     for head in report.heads:
         table.add_row(*_cells(head, compared))
     pilots = {label(name): recipe.pilot_rows for name, recipe in of_first_head.items() if recipe.pilot_rows}

@@ -21,7 +21,7 @@ from hyperattention_ref.surveys.report import SurveyReport, label
 COLUMNS = 3
 """Heat maps side by side."""
 MOST_NUMBERED = 16
-"""Up to this many heads in a layer, each cell of a heat map has its number."""
+"""Up to this many heads in a layer, each cell of a heat map has its number; at most so many ticks on an axis."""
 FAINTEST = 0.01
 """The attention pictures' darkest colour, in multiples of what flat attention gives."""
 
@@ -47,10 +47,8 @@ def hardness_maps(report: SurveyReport) -> Plot:
     }
     hardness = [head.hardness for head in report.heads]
     panels = {title: _log10([getattr(h, name) for h in hardness], name) for title, name in kappas.items()}
-    for k in (0, 1, 32):
-        title = f"log₁₀ α without the {k} heaviest" if k else "log₁₀ α"
-        title = title.replace("the 1 heaviest", "the heaviest column")
-        panels[title] = _log10([h.alpha_left_out.get(k) for h in hardness], "alpha")
+    alphas = {"log₁₀ α": 0, "log₁₀ α without the heaviest column": 1, "log₁₀ α without the 32 heaviest": 32}
+    panels |= {title: _log10([h.alpha_left_out.get(k) for h in hardness], "alpha") for title, k in alphas.items()}
     kappa, alpha = np.array(list(panels.values())).reshape(2, -1)
     norms = [Normalize(np.nanmin(x), np.nanquantile(x, 0.97)) for x in (kappa, alpha)]
     figure = _heat_maps(report, panels, "{:.1f}", "cividis", lambda place: norms[place // COLUMNS])
@@ -109,11 +107,9 @@ def _heat_maps(
     down = -(-len(panels) // COLUMNS)
     figure = Figure(figsize=(10, down * (0.75 + 0.21 * min(len(layers), 40))))
     grid = figure.subplots(down, COLUMNS, squeeze=False, sharex=True, sharey=True)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(panels):
-            axes.set_visible(False)
-            continue
-        title, values = list(panels.items())[place]
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for place, (axes, (title, values)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
         cells = np.full((len(layers), len(heads)), np.nan)
         for head, value in zip(report.heads, values, strict=True):
             cells[layers.index(head.layer), heads.index(head.head)] = value
@@ -122,7 +118,9 @@ def _heat_maps(
         axes.set_title(title, fontsize=9.5)
         axes.grid(visible=False)
         axes.tick_params(length=0, labelsize=8)
-        _few_ticks(axes, layers, heads)
+        for axis, labels in ((axes.yaxis, layers), (axes.xaxis, heads)):
+            step = -(-len(labels) // MOST_NUMBERED)
+            axis.set_ticks(range(0, len(labels), step), [str(x) for x in labels[::step]])
         if len(heads) <= MOST_NUMBERED:
             _numbers(axes, cells, image, form)
         if place % COLUMNS == 0:
@@ -131,12 +129,6 @@ def _heat_maps(
             axes.set_xlabel("head")
             axes.tick_params(labelbottom=True)
     return figure
-
-
-def _few_ticks(axes: Axes, layers: list[int], heads: list[int]) -> None:
-    for axis, labels in ((axes.yaxis, layers), (axes.xaxis, heads)):
-        step = -(-len(labels) // 16)
-        axis.set_ticks(range(0, len(labels), step), [str(x) for x in labels[::step]])
 
 
 def _numbers(axes: Axes, cells: np.ndarray, image: AxesImage, form: str) -> None:
