@@ -4,16 +4,12 @@ The console script exists in every installation; its libraries come with the ext
 imported before it is known that all are there.
 """
 
-# No `from __future__ import annotations`: Typer reads the annotations of functions that are defined inside `_app`.
+# No `from __future__ import annotations`: Typer reads the annotations of functions that are defined inside `app`.
 
 import os
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
-
-from hyperattention_ref.pages.command import BAD_INPUT, numbers
-from hyperattention_ref.pages.command import refuse as _refuse
 
 NEEDED = ("typer", "rich", "matplotlib", "jinja2", "joblib", "threadpoolctl", "pydantic")
 
@@ -69,39 +65,6 @@ def app():
 
     verify.add_to(cli)
     measure.add_to(cli)
-    add_capture(cli)
     bench.add_to(cli)
     bench_gpu.add_to(cli)
     return cli
-
-
-def add_capture(cli) -> None:
-    """The command that keeps real attention maps."""
-    import typer
-
-    from hyperattention_ref.surveys.command import HEADS, LAYERS, PREFIX
-
-    model_name = typer.Argument(help="A transformers model: its name or folder.")
-    text_file = typer.Argument(help="A text file in UTF-8.")
-    target = typer.Option(help="The .npz or .safetensors file to write.")
-
-    @cli.command()
-    def capture(
-        model: Annotated[str, model_name],
-        text: Annotated[Path, text_file],
-        out: Annotated[Path, target],
-        n: Annotated[int | None, PREFIX] = None,
-        layers: Annotated[str | None, LAYERS] = None,
-        heads: Annotated[str | None, HEADS] = None,
-    ) -> None:
-        """Run a model once on a text and keep the queries, keys and values of its heads (extra "models")."""
-        from hyperattention_ref.maps.map_file import MapFile
-        from hyperattention_ref.maps.model_capture import capture_text
-
-        try:
-            file = capture_text(model, text, out, n=n, layers=numbers(layers), heads=numbers(heads))
-            with MapFile(file) as maps:
-                tokens = maps.tokens(maps.layers[0])
-                print(f"{out}: {len(maps)} heads of {len(maps.layers)} layers, {tokens} tokens")
-        except BAD_INPUT as error:
-            _refuse(error)

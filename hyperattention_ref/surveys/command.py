@@ -1,4 +1,4 @@
-"""`hyperattention measure`: its options."""
+"""`hyperattention measure` and `hyperattention capture`: their options."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hyperattention_ref.pages.command import BAD_INPUT, console, numbers, refuse
 from hyperattention_ref.plan.recipe import RECIPES
 from hyperattention_ref.surveys.settings import SurveySettings
 
-LAYERS = typer.Option(help="Layers, as in 0,1; default all.")
-HEADS = typer.Option(help="Heads of every layer, as in 0,3; default all.")
-PREFIX = typer.Option(min=1, help="Tokens from the start of the text; default all.")
+_LAYERS = typer.Option(help="Layers, as in 0,1; default all.")
+_HEADS = typer.Option(help="Heads of every layer, as in 0,3; default all.")
+_N = typer.Option(min=1, help="Tokens from the start of the text; default all.")
 _PATH = typer.Argument(help="A .npz or .safetensors file of maps: from `capture`, or query, key and value.")
 _DEMO = typer.Option("--demo", help="The six heads that ship with the package, instead of a file.")
 _RECIPES = typer.Option(help="Recipes to compare, separated by commas.")
@@ -33,9 +33,9 @@ _OUT = typer.Option(help="Folder of the results; a survey that was interrupted r
 def measure(
     path: Annotated[Path | None, _PATH] = None,
     demo: Annotated[bool, _DEMO] = False,
-    layers: Annotated[str | None, LAYERS] = None,
-    heads: Annotated[str | None, HEADS] = None,
-    n: Annotated[int | None, PREFIX] = None,
+    layers: Annotated[str | None, _LAYERS] = None,
+    heads: Annotated[str | None, _HEADS] = None,
+    n: Annotated[int | None, _N] = None,
     recipes: Annotated[str, _RECIPES] = ",".join(RECIPES),
     budget: Annotated[int, _BUDGET] = SurveySettings.budget,
     rows: Annotated[int | None, _ROWS] = None,
@@ -71,6 +71,28 @@ def measure(
         refuse(error)
 
 
+def capture(
+    model: Annotated[str, typer.Argument(help="A transformers model: its name or folder.")],
+    text: Annotated[Path, typer.Argument(help="A text file in UTF-8.")],
+    out: Annotated[Path, typer.Option(help="The .npz or .safetensors file to write.")],
+    n: Annotated[int | None, _N] = None,
+    layers: Annotated[str | None, _LAYERS] = None,
+    heads: Annotated[str | None, _HEADS] = None,
+) -> None:
+    """Run a model once on a text and keep the queries, keys and values of its heads (extra "models")."""
+    from hyperattention_ref.maps.map_file import MapFile
+    from hyperattention_ref.maps.model_capture import capture_text
+
+    try:
+        file = capture_text(model, text, out, n=n, layers=numbers(layers), heads=numbers(heads))
+        with MapFile(file) as maps:
+            tokens = maps.tokens(maps.layers[0])
+            print(f"{out}: {len(maps)} heads of {len(maps.layers)} layers, {tokens} tokens")
+    except BAD_INPUT as error:
+        refuse(error)
+
+
 def add_to(cli: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
     cli.command()(measure)
+    cli.command()(capture)
