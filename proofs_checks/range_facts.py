@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import hyperattention_ref as hr
 from hyperattention_ref import synthetic
@@ -36,15 +37,14 @@ def check(settings: Settings):
 def limits(settings: Settings, n: int):
     """The two ends of the range of alpha."""
     rng = settings.rng("range facts, limits")
-    flat = synthetic.flat(n, rng=rng)
-    alpha = hr.hardness(flat.query, flat.key, scale=flat.scale, rng=rng).alpha
-    yield _verdict("α = 1 for flat P", "flat", [(abs(alpha - 1), ROUNDING)], n)
-    match = synthetic.permutation(n, strength=60.0, rng=rng)
-    alpha = hr.hardness(match.query, match.key, scale=match.scale, rng=rng).alpha
-    yield _verdict("α → n for a permutation matrix", "permutation", [(abs(alpha / n - 1), n * math.exp(-50))], n)
-    sink = synthetic.sink(n, mass=1 - 1e-12, rng=rng)
-    alpha = hr.hardness(sink.query, sink.key, scale=sink.scale, rng=rng).alpha
-    yield _verdict("α → n² for one key that takes all", "sink", [(abs(alpha / n**2 - 1), ROUNDING)], n)
+    for fact, generate, limit, tolerance in (
+        ("α = 1 for flat P", synthetic.flat, 1, ROUNDING),
+        ("α → n for a permutation matrix", partial(synthetic.permutation, strength=60.0), n, n * math.exp(-50)),
+        ("α → n² for one key that takes all", partial(synthetic.sink, mass=1 - 1e-12), n**2, ROUNDING),
+    ):
+        problem = generate(n, rng=rng)
+        alpha = hr.hardness(problem.query, problem.key, scale=problem.scale, rng=rng).alpha
+        yield _verdict(fact, problem.name, [(abs(alpha / limit - 1), tolerance)], n)
 
 
 def _verdict(fact: str, family: str, pairs, n: int) -> Verdict:
