@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy.special import logsumexp
 
@@ -19,27 +17,18 @@ LEAF, M = 16, 64
 
 
 def check(settings: Settings):
-    for problem in settings.problems(FAMILIES, n=257):  # odd at every level
-        dense = Dense.of(problem, mask_given=None, is_causal=True)
-        yield errors_add_up(settings, dense, problem.name)
-        yield causal_product(settings, dense, problem.name)
+    for dense in settings.heads(FAMILIES, n=257, mask_given=None, is_causal=True):  # odd at every level
+        options = {"kappa": 20.0, "epsilon": settings.epsilon, "scale": dense.scale, "min_seq_len": LEAF}
+        yield errors_add_up(settings, dense, options)
+        yield causal_product(settings, dense, options)
 
 
-def errors_add_up(settings: Settings, dense: Dense, family: str) -> Verdict:
+def errors_add_up(settings: Settings, dense: Dense, options: dict) -> Verdict:
     """|d̃_i - D_ii| compared with the errors of row i's rectangles, each relative to the exact sum of its rectangle."""
-    rng = settings.rng("algorithm 4", family)
+    rng = settings.rng("algorithm 4", dense.family)
     left, right = [], []
     for _ in range(settings.trials):
-        result = hr.causal_approx_d(
-            dense.query,
-            dense.key,
-            kappa=20.0,
-            epsilon=settings.epsilon,
-            m=M,
-            scale=dense.scale,
-            min_seq_len=LEAF,
-            rng=rng,
-        )
+        result = hr.causal_approx_d(dense.query, dense.key, m=M, rng=rng, **options)
         parts = np.zeros(dense.n)
         for (a, split, c), part in zip(result.rectangles, result.parts, strict=True):
             exact = logsumexp(dense.log_a[split:c, a:split], axis=1)
@@ -48,24 +37,22 @@ def errors_add_up(settings: Settings, dense: Dense, family: str) -> Verdict:
         worst = np.argmax(error - parts)
         left.append(error[worst])
         right.append(parts[worst])
-    return Verdict(
+    return dense.verdict(
         name="Algorithm 4, errors add up",
         paper="Algorithm 4",
         statement="|d̃_i - D_ii| ≤ the sum of row i's rectangle errors; leaves are exact. Worst row, in units of D_ii.",
         hypothesis="any n; here odd at every level",
-        family=f"{family}, causal",
+        family=f"{dense.family}, causal",
         left=left,
         right=np.array(right) + ROUNDING,
-        n=dense.n,
         m_used=M,
     )
 
 
-def causal_product(settings: Settings, dense: Dense, family: str) -> Verdict:
+def causal_product(settings: Settings, dense: Dense, options: dict) -> Verdict:
     """Lemma 2 for X = D̃^{-1}(M^C ∘ A), D̃ from Algorithm 4."""
-    rng = settings.rng("algorithm 4, product", family)
+    rng = settings.rng("algorithm 4, product", dense.family)
     v = dense.value[:, :2]
-    options: dict[str, Any] = {"kappa": 20.0, "epsilon": settings.epsilon, "scale": dense.scale, "min_seq_len": LEAF}
     first = hr.causal_approx_d(dense.query, dense.key, m=M, rng=rng, **options)
     x = np.exp(dense.log_a - first.log_d[:, None])
     m = lemma_2.samples_asked(x, v, settings.epsilon, delta := 0.1)
@@ -75,16 +62,15 @@ def causal_product(settings: Settings, dense: Dense, family: str) -> Verdict:
         x = np.exp(dense.log_a - result.diagonal.log_d[:, None])
         left.append(hr.operator_norm(x @ v - result.estimate))
         right.append(settings.epsilon / 2 * hr.operator_norm(x) * hr.operator_norm(v))
-    return Verdict(
+    return dense.verdict(
         name="Algorithm 4 with Lemma 2",
         paper="Algorithms 3 and 4, causal",
         statement="‖XV - X SᵀS V‖_op ≤ (ε/2) ‖X‖_op ‖V‖_op for X = D̃⁻¹(M^C∘A), with probability 0.9.",
         hypothesis="m ≥ 4 srank(X) srank(V) / (δ ε²), one S for all rows",
-        family=f"{family}, causal",
+        family=f"{dense.family}, causal",
         left=left,
         right=np.array(right) * (1 + ROUNDING),
         claim=delta,
-        n=dense.n,
         m_asked=m,
         m_used=m,
     )

@@ -61,15 +61,13 @@ def near_pairs_found(settings: Settings) -> Verdict:
         mask = hr.sort_lsh(dense.query, dense.key, block, lsh_bits=bits, rng=seed).toarray()
         captured.append(float((dense.p * mask).sum() / n))
         chance.append(mask.mean())
-    return Verdict(
+    return dense.verdict(
         name="Corollary 1, near pairs are found",
         paper="Corollary 1",
         statement="The mask of Algorithm 1 holds at least twice the softmax mass that its share of the pairs would.",
         hypothesis="the pairs at a small angle are few: n^(1+o(1))",
-        family="planted_clusters",
         left=2 * np.array(chance),
         right=captured,
         provable=False,
-        n=n,
         measured={"near pairs": near, "near pairs as a power of n": math.log(near) / math.log(n)},
     )

@@ -38,18 +38,18 @@ def cap_and_floor(settings: Settings):
     for family in ("permutation", "needle"):
         dense = Dense.of(synthetic.FAMILIES[family](N, rng=settings.rng("counterexample", family)))
         trials = 3 * settings.trials
-        both = lemma_1.at_m(settings, dense, family, M, HOLDS, trials=trials)
+        both = lemma_1.at_m(settings, dense, M, HOLDS, trials=trials)
         yield _renamed(both, f"{family}, cap and floor", "cap constant 1 and true κ: nothing dropped")
-        no_cap = lemma_1.at_m(settings, dense, family, M, FAILS, gamma=math.inf, trials=trials)
+        no_cap = lemma_1.at_m(settings, dense, M, FAILS, gamma=math.inf, trials=trials)
         yield _renamed(no_cap, f"{family}, without the cap", "DROPPED: the cap (γ = ∞)")
-        no_floor = lemma_1.at_m(settings, dense, family, M, FAILS, gamma=NO_FLOOR, kappa=NO_FLOOR, trials=trials)
+        no_floor = lemma_1.at_m(settings, dense, M, FAILS, gamma=NO_FLOOR, kappa=NO_FLOOR, trials=trials)
         yield _renamed(no_floor, f"{family}, without the floor", "DROPPED: the floor (κ = 1e300, caps unchanged)")
 
 
 def kappa_too_small(settings: Settings) -> Verdict:
     """Rows of very different scale with kappa = 1: the floor makes the small rows far too large."""
     problem = synthetic.row_scales(N, 64, 5.0, rng=settings.rng("counterexample, kappa"))
-    verdict = lemma_1.at_m(settings, Dense.of(problem), "row_scales", M, FAILS, kappa=1.0, trials=5)
+    verdict = lemma_1.at_m(settings, Dense.of(problem), M, FAILS, kappa=1.0, trials=5)
     return _renamed(verdict, "κ passed too small", "DROPPED: κ bounds max R_i / min R_i (true κ = e⁵, passed 1)")
 
 
@@ -83,7 +83,7 @@ def uniform_draws(settings: Settings) -> Verdict:
     delta, n = lemma_2.CASES[0]
     problem = synthetic.gaussian(n, rng=settings.rng("counterexample, uniform"))
     dense = Dense.of(problem, value=lemma_2.uneven_values(settings, n))
-    verdict = lemma_2.product_error(replace(settings, trials=1), dense, problem.name, delta, draw, FAILS)
+    verdict = lemma_2.product_error(replace(settings, trials=1), dense, delta, draw, FAILS)
     return _renamed(verdict, "uniform draws, not re-weighted", "DROPPED: rows drawn by their squared norms")
 
 

@@ -12,6 +12,8 @@ from scipy.special import logsumexp
 import hyperattention_ref as hr
 from hyperattention_ref.plan.block_mask import dense_mask
 
+from .verdict import Verdict
+
 ROUNDING = 1e-9
 """Relative tolerance for float64 in deterministic inequalities, where both sides may be equal. The errors of sums of
 4096 terms, exponentials of logits up to 100 and norms by Lanczos (1e-12) are two orders of magnitude smaller."""
@@ -27,12 +29,13 @@ class Dense:
     scale: float
     mask_given: object = None
     is_causal: bool = False
+    family: str = ""
 
     @classmethod
     def of(cls, problem, **changes) -> Dense:
         """The dense quantities of a synthetic problem."""
         fields = {name: getattr(problem, name) for name in ("query", "key", "value", "scale")}
-        return cls(**(fields | {"mask_given": problem.mask} | changes))
+        return cls(**(fields | {"mask_given": problem.mask, "family": problem.name} | changes))
 
     @property
     def n(self) -> int:
@@ -100,6 +103,10 @@ class Dense:
         arguments = {"kappa": self.kappa, "scale": self.scale} | arguments
         return hr.literal_hyper_attention(self.query, self.key, self.value, self.mask_given, **arguments)
 
+    def practical_attention(self, **arguments):
+        """The practical algorithm on this head."""
+        return hr.hyper_attention(self.query, self.key, self.value, scale=self.scale, **arguments)
+
     def diagonal_error(self, log_d) -> float:
         """‖(D̃^{-1} - D^{-1}) A‖_op / ‖D^{-1}A‖_op, the left side of (6) in units of its right side's norm."""
         return hr.operator_norm(np.expm1(self.log_d - log_d)[:, None] * self.p) / self.op_norm
@@ -111,3 +118,7 @@ class Dense:
     def hardness(self) -> dict:
         """The hypothesis values that a verdict reports."""
         return {"alpha": self.alpha, "log kappa": self.log_kappa, "op norm of P": self.op_norm}
+
+    def verdict(self, *, family: str | None = None, **fields) -> Verdict:
+        """A Verdict on this head."""
+        return Verdict(family=family or self.family, n=self.n, **fields)

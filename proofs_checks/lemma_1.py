@@ -18,12 +18,14 @@ M = 256
 
 
 def check(settings: Settings):
-    for problem in replace(settings, families=None).problems(("gaussian", "sphere"), n=SMALL_N):  # others require more
-        yield at_m_asked(settings, Dense.of(problem, mask_given=None), problem.name)
-    for problem in settings.problems((*BENIGN, "sink", "low_rank", "row_scales")):
-        dense = Dense.of(problem)
-        expected = HOLDS if problem.name in BENIGN and dense.n >= M and settings.epsilon >= 0.25 else None
-        yield at_m(settings, dense, problem.name, M, expected)
+    # With the lemma's own constants, cap constant 1/2048 and ε = 1, possible for tiny n of these families only.
+    at_one = replace(settings, epsilon=1.0, families=None)
+    for dense in at_one.heads(("gaussian", "sphere"), n=SMALL_N, mask_given=None):
+        asked = samples_asked(dense.n, dense.kappa, dense.alpha, at_one.epsilon, dense.op_norm)
+        yield at_m(at_one, dense, math.ceil(asked), HOLDS, gamma=1 / 2048)
+    for dense in settings.heads((*BENIGN, "sink", "low_rank", "row_scales")):
+        expected = HOLDS if dense.family in BENIGN and dense.n >= M and settings.epsilon >= 0.25 else None
+        yield at_m(settings, dense, M, expected)
 
 
 def samples_asked(n: int, kappa: float, alpha: float, epsilon: float, op_norm: float) -> float:
@@ -40,18 +42,9 @@ def samples_asked(n: int, kappa: float, alpha: float, epsilon: float, op_norm: f
     return min(m_1, m_2)
 
 
-def at_m_asked(settings: Settings, dense: Dense, family: str) -> Verdict:
-    """The lemma with its own constants, cap constant 1/2048 and ε = 1: possible for tiny n only."""
-    settings = replace(settings, epsilon=1.0)
-    asked = samples_asked(dense.n, dense.kappa, dense.alpha, settings.epsilon, dense.op_norm)
-    return at_m(settings, dense, family, math.ceil(asked), HOLDS, gamma=1 / 2048)
-
-
-def at_m(
-    settings: Settings, dense: Dense, family: str, m: int, expected: str | None, gamma=1.0, kappa=None, trials=None
-) -> Verdict:
+def at_m(settings: Settings, dense: Dense, m: int, expected: str | None, gamma=1.0, kappa=None, trials=None) -> Verdict:
     """Inequality (6) in many runs of ApproxD; the claim is the failure probability 3/n² of the explicit lemma."""
-    rng = settings.rng("lemma 1", family, dense.n, m, gamma, kappa)
+    rng = settings.rng("lemma 1", dense.family, dense.n, m, gamma, kappa)
     epsilon, claim = settings.epsilon, 3 / dense.n**2
     is_small = dense.n <= 64
     trials = trials or (min(20 * settings.trials, trials_to_hold(claim)) if is_small else settings.trials)
@@ -63,18 +56,16 @@ def at_m(
         capped.append(result.n_capped)
         floored.append(result.n_floored)
     counts = {"mean entries capped": float(np.mean(capped)), "mean rows floored": float(np.mean(floored))}
-    return Verdict(
+    return dense.verdict(
         name="Lemma 1, at the m asked" if is_small else "Lemma 1, at a usual m",
         paper="Lemma 1, (6)",
         statement="‖(D̃⁻¹ - D⁻¹)A‖_op ≤ (ε/2) ‖D⁻¹A‖_op, except with probability 3/n²; both sides over ‖D⁻¹A‖_op.",
         hypothesis=f"κ and α bound the matrix; ε = {epsilon:g}, cap constant {gamma:.3g}",
-        family=family,
         left=left,
         right=epsilon / 2 * (1 + ROUNDING),
         claim=claim,
         expected=expected,
         measured=dense.hardness() | counts,
-        n=dense.n,
         m_asked=samples_asked(dense.n, dense.kappa, dense.alpha, epsilon, dense.op_norm),
         m_used=m,
     )

@@ -6,9 +6,8 @@ import math
 
 import numpy as np
 
-from .dense import Dense
 from .settings import Settings
-from .verdict import Verdict, trials_to_hold
+from .verdict import trials_to_hold
 
 FAMILIES = ("gaussian", "sink", "needle")
 GAMMA = 1 / 2048
@@ -17,33 +16,27 @@ EPSILON = 1.0  # the largest that the proof allows; m grows like its inverse squ
 
 
 def check(settings: Settings):
-    for problem in settings.problems(FAMILIES, n=N):
-        yield concentration(settings, Dense.of(problem), problem.name)
-
-
-def concentration(settings: Settings, dense: Dense, family: str) -> Verdict:
     """The largest |d_i - E d_i| / D_ii of every trial, d_i recomputed from the result of ApproxD."""
-    rng = settings.rng("lemma 1, concentration", family)
     claim = 2 / N**2
     m = math.ceil(2048 * math.log(N) / EPSILON**2)  # the cap is then about the mean entry and cuts some entries
-    open_entries = np.where(dense.mask, -np.inf, dense.log_a)
-    left, remaining = [], []
-    for _ in range(min(25 * settings.trials, trials_to_hold(claim))):
-        result = dense.approx_d(epsilon=EPSILON, m=m, cap_constant=GAMMA, rng=rng)
-        capped = np.exp(np.minimum(open_entries, result.log_caps[:, None]) - dense.log_d[:, None])
-        estimate = N / m * capped[:, result.samples].sum(axis=1)
-        left.append(np.max(np.abs(estimate - capped.sum(axis=1))))
-        remaining.append(capped.sum(axis=1).mean())
-    return Verdict(
-        name="capped sums concentrate",
-        paper="Lemma 1, proof (9.1)",
-        statement="|d_i - E d_i| < (ε/16) D_ii for all rows, except with probability 2/n² (Bernstein: 2/n³ a row).",
-        hypothesis="cap constant γ = 1/2048, ε = 1; any m",
-        family=family,
-        left=left,
-        right=EPSILON / 16,
-        claim=claim,
-        n=N,
-        m_used=m,
-        measured=dense.hardness() | {"mean mass left by the caps": float(np.mean(remaining))},
-    )
+    for dense in settings.heads(FAMILIES, n=N):
+        rng = settings.rng("lemma 1, concentration", dense.family)
+        open_entries = np.where(dense.mask, -np.inf, dense.log_a)
+        left, remaining = [], []
+        for _ in range(min(25 * settings.trials, trials_to_hold(claim))):
+            result = dense.approx_d(epsilon=EPSILON, m=m, cap_constant=GAMMA, rng=rng)
+            capped = np.exp(np.minimum(open_entries, result.log_caps[:, None]) - dense.log_d[:, None])
+            estimate = N / m * capped[:, result.samples].sum(axis=1)
+            left.append(np.max(np.abs(estimate - capped.sum(axis=1))))
+            remaining.append(capped.sum(axis=1).mean())
+        yield dense.verdict(
+            name="capped sums concentrate",
+            paper="Lemma 1, proof (9.1)",
+            statement="|d_i - E d_i| < (ε/16) D_ii for all rows, except with probability 2/n² (Bernstein: 2/n³ a row).",
+            hypothesis="cap constant γ = 1/2048, ε = 1; any m",
+            left=left,
+            right=EPSILON / 16,
+            claim=claim,
+            m_used=m,
+            measured=dense.hardness() | {"mean mass left by the caps": float(np.mean(remaining))},
+        )

@@ -34,17 +34,15 @@ def slope(settings: Settings, dense: Dense, label: str, gamma: float, least: int
     errors = np.array([[dense.diagonal_error(run.log_d) for run in at_m] for at_m in runs])
     fitted = np.array([least <= m <= most for m in SAMPLES])
     exponent = np.polyfit(np.log(SAMPLES)[fitted], np.log(errors.mean(axis=1))[fitted], 1)[0]
-    return Verdict(
+    return dense.verdict(
         name=f"rate m^(-1/2), {label}",
         paper="Lemma 1; derived",
         statement=f"The fitted slope of log error against log m lies between -0.6 and -0.4 for m = {least} … {most}.",
         hypothesis=f"{label}, ε = 0.5, κ exact",
-        family="gaussian",
         left=abs(exponent + 0.5),
         right=0.1,
         provable=False,
         expected="holds" if dense.n >= 512 else None,
-        n=dense.n,
         measured=dense.hardness()
         | {
             "slope": float(exponent),

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 import hyperattention_ref as hr
 
-from .dense import ROUNDING, Dense
+from .dense import ROUNDING
 from .settings import Settings
-from .verdict import Verdict
 
 FAMILIES = ("gaussian", "sink", "permutation", "needle")
 
 
 def check(settings: Settings):
     """Random sets of rows, and the rows with the largest entries in the heaviest column."""
-    for problem in settings.problems(FAMILIES, n=min(settings.n, 256)):
-        dense = Dense.of(problem)
-        rng = settings.rng("lemma 1, row sets", problem.name)
+    for dense in settings.heads(FAMILIES, n=min(settings.n, 256)):
+        rng = settings.rng("lemma 1, row sets", dense.family)
         heaviest = np.argsort(-dense.p[:, (dense.p**2).sum(axis=0).argmax()])
         left, middle, right = [], [], []
         for trial in range(settings.trials):
@@ -28,24 +26,18 @@ def check(settings: Settings):
             left.append(hr.operator_norm(rows) ** 2)
             middle.append(np.abs(rows).sum(axis=0).max() * np.abs(rows).sum(axis=1).max())
             right.append(np.sqrt(size * dense.alpha / dense.n))
-        common: dict[str, Any] = {
-            "paper": "Lemma 1, proof (9.1)",
-            "hypothesis": "W is any set of rows",
-            "family": problem.name,
-            "n": dense.n,
-            "measured": dense.hardness(),
-        }
-        yield Verdict(
+        verdict = partial(
+            dense.verdict, paper="Lemma 1, proof (9.1)", hypothesis="W is any set of rows", measured=dense.hardness()
+        )
+        yield verdict(
             name="‖P_W‖_op by 1- and ∞-norm",
             statement="‖P_W‖_op² ≤ ‖P_W‖_1 ‖P_W‖_∞",
             left=left,
             right=np.array(middle) * (1 + ROUNDING),
-            **common,
         )
-        yield Verdict(
+        yield verdict(
             name="‖P_W‖_1 ‖P_W‖_∞ by α",
             statement="‖P_W‖_1 ‖P_W‖_∞ ≤ √(|W| α/n)",
             left=middle,
             right=np.array(right) * (1 + ROUNDING),
-            **common,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from .dense import ROUNDING, Dense
 from .settings import Settings
-from .verdict import Verdict, trials_to_hold
+from .verdict import trials_to_hold
 
 FAMILIES = ("gaussian", "planted_clusters", "row_scales")
 M = 32
@@ -17,12 +17,12 @@ DELTA = 0.05
 
 
 def check(settings: Settings):
-    for problem in settings.problems(FAMILIES, n=min(settings.n, 256)):
-        yield from verdicts(settings, Dense.of(problem), problem.name)
+    for dense in settings.heads(FAMILIES, n=min(settings.n, 256)):
+        yield from verdicts(settings, dense)
 
 
-def verdicts(settings: Settings, dense: Dense, family: str):
-    rng = settings.rng("lemma 1, tau", family)
+def verdicts(settings: Settings, dense: Dense):
+    rng = settings.rng("lemma 1, tau", dense.family)
     trials = min(15 * settings.trials, trials_to_hold(DELTA))
     allowed = dense.n / M * math.log(1 / DELTA)
     floors, counts, ratios = [], [], []
@@ -35,36 +35,27 @@ def verdicts(settings: Settings, dense: Dense, family: str):
         floors.append(np.exp(np.max((log_base - dense.log_d)[open_rows])))
         counts.append(larger.sum())
         ratios.append(np.exp(np.max((dense.log_d - log_base - power)[open_rows])))
-    common: dict[str, Any] = {
-        "paper": "Lemma 1, proof (9.1)",
-        "family": family,
-        "n": dense.n,
-        "m_used": M,
-        "measured": dense.hardness(),
-    }
+    verdict = partial(dense.verdict, paper="Lemma 1, proof (9.1)", m_used=M, measured=dense.hardness())
     hypothesis = "κ bounds max R_i / min R_i"
-    yield Verdict(
+    yield verdict(
         name="τ/κ is a lower bound",
         statement="H_i + τ/κ ≤ D_ii for every row; left is the largest ratio of the two.",
         hypothesis=hypothesis,
         left=floors,
         right=1 + ROUNDING,
-        **common,
     )
-    yield Verdict(
+    yield verdict(
         name="few rows exceed τ",
         statement=f"At most (n/m) ln(1/δ) rows have R_i > τ, with probability 1 - δ = {1 - DELTA}.",
         hypothesis="T is a uniformly random set of min(m, n) rows",
         left=counts,
         right=allowed,
         claim=DELTA,
-        **common,
     )
-    yield Verdict(
+    yield verdict(
         name="H_i + τ/κ is nearly D_ii",
         statement="D_ii ≤ κ (H_i + τ/κ) where R_i ≤ τ, D_ii ≤ κ² (H_i + τ/κ) elsewhere; left is the largest ratio.",
         hypothesis=hypothesis,
         left=ratios,
         right=1 + ROUNDING,
-        **common,
     )

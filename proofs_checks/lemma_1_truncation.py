@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from .dense import ROUNDING, Dense
 from .settings import Settings
-from .verdict import Verdict
 
 FAMILIES = ("gaussian", "sink", "permutation", "needle")
 M = 256
 
 
 def check(settings: Settings):
-    for problem in settings.problems(FAMILIES, n=min(settings.n, 256)):
-        yield from verdicts(settings, Dense.of(problem), problem.name)
+    for dense in settings.heads(FAMILIES, n=min(settings.n, 256)):
+        yield from verdicts(settings, dense)
 
 
-def verdicts(settings: Settings, dense: Dense, family: str):
+def verdicts(settings: Settings, dense: Dense):
     """Both inequalities for every row, every dyadic level and every trial; f_i is the mass removed by the cap."""
-    rng = settings.rng("lemma 1, truncation", family)
+    rng = settings.rng("lemma 1, truncation", dense.family)
     masses, counts, removed = [], [], []
     for _ in range(settings.trials):
         result = dense.approx_d(epsilon=settings.epsilon, m=M, rng=rng)
@@ -33,23 +32,19 @@ def verdicts(settings: Settings, dense: Dense, family: str):
         levels = [(f > level, level) for level in 0.5 ** np.arange(1, 12)]
         counts.append(max((rows.sum() * level * cap[rows].min() for rows, level in levels if rows.any()), default=0.0))
         removed.append(float(f.max()))
-    common: dict[str, Any] = {"paper": "Lemma 1, proof (9.1)", "family": family, "n": dense.n, "m_used": M}
     measured = dense.hardness() | {"largest f_i": max(removed)}
-    yield Verdict(
+    verdict = partial(dense.verdict, paper="Lemma 1, proof (9.1)", m_used=M, measured=measured)
+    yield verdict(
         name="a truncated row is heavy",
         statement="Row i of P has squared mass at least f_i C_i / D_ii; left is the largest ratio of the two.",
         hypothesis="f_i is the fraction of row i that the cap removes",
         left=masses,
         right=1 + ROUNDING,
-        measured=measured,
-        **common,
     )
-    yield Verdict(
+    yield verdict(
         name="few rows are truncated",
         statement="#{i : f_i > f} f min C_i/D_ii ≤ ‖P‖_F² ≤ α for f = 1/2, 1/4, …; left is the largest left side.",
         hypothesis="α bounds n max_j ‖P e_j‖²",
         left=counts,
         right=dense.alpha * (1 + ROUNDING),
-        measured=measured,
-        **common,
     )

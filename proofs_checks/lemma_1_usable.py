@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from .dense import ROUNDING, Dense
 from .settings import Settings
-from .verdict import Verdict, trials_to_hold
+from .verdict import trials_to_hold
 
 FAMILIES = ("sphere", "gaussian", "planted_clusters")
 DELTA = 0.01
@@ -17,8 +17,8 @@ N = 64
 
 
 def check(settings: Settings):
-    for problem in settings.problems(FAMILIES, n=N):
-        yield from verdicts(settings, Dense.of(problem), problem.name)
+    for dense in settings.heads(FAMILIES, n=N):
+        yield from verdicts(settings, dense)
 
 
 def samples_asked(dense: Dense, epsilon: float, delta: float = DELTA) -> int:
@@ -34,8 +34,8 @@ def samples_asked(dense: Dense, epsilon: float, delta: float = DELTA) -> int:
     return max(1, math.ceil(np.max(2 * math.log(2 * n_q / delta) * (variance + bound * t / 3) / t**2)))
 
 
-def verdicts(settings: Settings, dense: Dense, family: str):
-    rng = settings.rng("lemma 1, usable", family)
+def verdicts(settings: Settings, dense: Dense):
+    rng = settings.rng("lemma 1, usable", dense.family)
     t = (settings.epsilon / 2) / (1 + settings.epsilon / 2)
     m = samples_asked(dense, settings.epsilon)
     rows, norms = [], []
@@ -43,27 +43,24 @@ def verdicts(settings: Settings, dense: Dense, family: str):
         result = dense.approx_d(epsilon=settings.epsilon, m=m, cap_constant=math.inf, rng=rng)
         rows.append(np.max(np.abs(np.expm1(result.log_d - dense.log_d))))
         norms.append(dense.diagonal_error(result.log_d))
-    common: dict[str, Any] = {
-        "paper": "Lemma 1, usable version (9.1, derived)",
-        "hypothesis": "no cap; m at least the bound computed from the row variances",
-        "family": family,
-        "claim": DELTA,
-        "n": dense.n,
-        "m_asked": m,
-        "m_used": m,
-        "measured": dense.hardness(),
-    }
-    yield Verdict(
+    verdict = partial(
+        dense.verdict,
+        paper="Lemma 1, usable version (9.1, derived)",
+        hypothesis="no cap; m at least the bound computed from the row variances",
+        claim=DELTA,
+        m_asked=m,
+        m_used=m,
+        measured=dense.hardness(),
+    )
+    yield verdict(
         name="Lemma 1, usable: every row",
         statement=f"|d̃_i - D_ii| ≤ t D_ii for all rows, t = (ε/2)/(1 + ε/2), with probability {1 - DELTA}.",
         left=rows,
         right=t * (1 + ROUNDING),
-        **common,
     )
-    yield Verdict(
+    yield verdict(
         name="Lemma 1, usable: the norm",
         statement=f"(6): ‖(D̃⁻¹ - D⁻¹)A‖_op ≤ (ε/2) ‖D⁻¹A‖_op, with probability {1 - DELTA}.",
         left=norms,
         right=settings.epsilon / 2 * (1 + ROUNDING),
-        **common,
     )

@@ -24,11 +24,9 @@ WORK = 10**8
 
 def check(settings: Settings):
     for delta, n in CASES:
-        for problem in settings.problems(FAMILIES, n=n):
-            dense = Dense.of(problem, value=uneven_values(settings, n))
-            if samples_asked(dense.p, dense.value, settings.epsilon, delta) * n > LARGEST:
-                continue
-            yield product_error(settings, dense, problem.name, delta, hr.row_norm_sample, HOLDS)
+        for dense in settings.heads(FAMILIES, n=n, value=uneven_values(settings, n)):
+            if samples_asked(dense.p, dense.value, settings.epsilon, delta) * n <= LARGEST:
+                yield product_error(settings, dense, delta, hr.row_norm_sample, HOLDS)
 
 
 def uneven_values(settings: Settings, n: int) -> np.ndarray:
@@ -42,25 +40,23 @@ def samples_asked(x: np.ndarray, v: np.ndarray, epsilon: float, delta: float) ->
     return math.ceil(4 * hr.stable_rank(x) * hr.stable_rank(v) / (delta * epsilon**2))
 
 
-def product_error(settings: Settings, dense: Dense, family: str, delta: float, draw, expected: str) -> Verdict:
+def product_error(settings: Settings, dense: Dense, delta: float, draw, expected: str) -> Verdict:
     """X = D^{-1}A; `draw(v, m, rng)` is the sampling matrix under test."""
-    rng = settings.rng("lemma 2", family, delta)
+    rng = settings.rng("lemma 2", dense.family, delta)
     x, v = dense.p, dense.value
     m = samples_asked(x, v, settings.epsilon, delta)
     exact, left = x @ v, []
     for _ in range(min(70 * settings.trials, trials_to_hold(delta), 1 + settings.trials * WORK // (m * dense.n))):
         left.append(hr.operator_norm(exact - hr.sampled_product(x, v, draw(v, m, rng))))
-    return Verdict(
+    return dense.verdict(
         name=f"Lemma 2, δ = {delta}",
         paper="Lemma 2",
         statement=f"‖XV - X SᵀS V‖_op ≤ (ε/2) ‖X‖_op ‖V‖_op with probability {1 - delta}; over ‖X‖_op ‖V‖_op.",
         hypothesis="m ≥ 4 srank(X) srank(V) / (δ ε²); row norms of V spread over three powers of ten",
-        family=family,
         left=np.array(left) / (dense.op_norm * dense.value_norm),
         right=settings.epsilon / 2 * (1 + ROUNDING),
         claim=delta,
         expected=expected,
-        n=dense.n,
         m_asked=m,
         m_used=m,
         measured={"srank(X)": hr.stable_rank(x), "srank(V)": hr.stable_rank(v)},

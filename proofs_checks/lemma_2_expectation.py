@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 
@@ -11,52 +11,43 @@ import hyperattention_ref as hr
 from .dense import ROUNDING, Dense
 from .lemma_2 import uneven_values
 from .settings import Settings
-from .verdict import Verdict, clopper_pearson
+from .verdict import clopper_pearson
 
 N = 128
 
 
 def check(settings: Settings):
-    for problem in settings.problems(("gaussian", "sink"), n=N):
-        values = uneven_values(settings, N)
-        values[::7] = 0  # rows that are never drawn
-        dense = Dense.of(problem, value=values)
-        yield from draws(settings, dense, problem.name)
-        yield from moments(dense, problem.name)
+    values = uneven_values(settings, N)
+    values[::7] = 0  # rows that are never drawn
+    for dense in settings.heads(("gaussian", "sink"), n=N, value=values):
+        yield from draws(settings, dense)
+        yield from moments(dense)
 
 
-def draws(settings: Settings, dense: Dense, family: str):
+def draws(settings: Settings, dense: Dense):
     """Frequencies and weights of one long sample."""
     squares = (dense.value**2).sum(axis=1)
     m = 5000 * settings.trials
-    sample = hr.row_norm_sample(dense.value, m, settings.rng("lemma 2, law", family))
+    sample = hr.row_norm_sample(dense.value, m, settings.rng("lemma 2, law", dense.family))
     limits = np.array([clopper_pearson(int(hits), m) for hits in np.bincount(sample.indices, minlength=dense.n)])
-    common: dict[str, Any] = {
-        "paper": "Lemma 2",
-        "hypothesis": "values with zero rows and uneven norms",
-        "family": family,
-        "n": dense.n,
-    }
-    yield Verdict(
+    hypothesis = "values with zero rows and uneven norms"
+    verdict = partial(dense.verdict, paper="Lemma 2", hypothesis=hypothesis, m_used=m)
+    yield verdict(
         name="Lemma 2, law of the draw",
         statement="Pr[ℓ = j] = ‖V_j‖²/‖V‖_F² for every row: the exact limits of its frequency contain it.",
         left=np.abs(squares / squares.sum() - limits.mean(axis=1)),
         right=np.diff(limits, axis=1)[:, 0] / 2,
         provable=False,
-        m_used=m,
-        **common,
     )
-    yield Verdict(
+    yield verdict(
         name="Lemma 2, weights",
         statement="The entry of row r of S is ‖V‖_F / (√m ‖V_ℓ‖); left is the relative difference.",
         left=np.abs(sample.weights * np.sqrt(m * squares[sample.indices] / squares.sum()) - 1).max(),
         right=ROUNDING,
-        m_used=m,
-        **common,
     )
 
 
-def moments(dense: Dense, family: str):
+def moments(dense: Dense):
     """Both moments of `sampled_product`, summed over all outcomes of a single draw (m = 1)."""
     x, v = dense.p, dense.value
     squares = (v**2).sum(axis=1)
@@ -69,24 +60,17 @@ def moments(dense: Dense, family: str):
     mean = np.tensordot(p, outcomes, axes=1)
     second = float(p @ [np.sum((outcome - x @ v) ** 2) for outcome in outcomes])
     formula = float(squares.sum() * np.sum(x[:, support] ** 2) - np.sum((x @ v) ** 2))
-    common: dict[str, Any] = {
-        "paper": "Lemma 2; derived",
-        "hypothesis": "m = 1, all outcomes summed",
-        "family": family,
-        "n": dense.n,
-    }
-    yield Verdict(
+    verdict = partial(dense.verdict, paper="Lemma 2; derived", hypothesis="m = 1, all outcomes summed")
+    yield verdict(
         name="Lemma 2, unbiased",
         statement="E[X SᵀS V] = X V; left is the largest entry of the difference.",
         left=np.abs(mean - x @ v).max(),
         right=ROUNDING * np.abs(v).max(),
-        **common,
     )
-    yield Verdict(
+    yield verdict(
         name="Lemma 2, second moment",
         statement="E‖XV - X SᵀS V‖_F² = (‖V‖_F² Σ_{V_j ≠ 0} ‖X e_j‖² - ‖XV‖_F²)/m; left is the relative difference.",
         left=abs(second / formula - 1),
         right=ROUNDING,
         measured={"summed": second, "formula": formula},
-        **common,
     )

@@ -18,64 +18,44 @@ BUDGET = 256
 
 
 def check(settings: Settings):
-    for problem in settings.problems(FAMILIES, n=max(64, min(settings.n, 1024))):
-        dense = Dense.of(problem, mask_given=None)
-        yield exact_when_block_covers(settings, dense, problem.name)
-        yield equal_budget(settings, dense, problem.name)
+    for dense in settings.heads(FAMILIES, n=max(64, min(settings.n, 1024)), mask_given=None):
+        yield exact_when_block_covers(settings, dense)
+        yield equal_budget(settings, dense)
 
 
-def exact_when_block_covers(settings: Settings, dense: Dense, family: str) -> Verdict:
+def exact_when_block_covers(settings: Settings, dense: Dense) -> Verdict:
     """One block with every key: all samples are excluded and nothing is approximated."""
-    out = hr.hyper_attention(
-        dense.query,
-        dense.key,
-        dense.value,
-        scale=dense.scale,
-        block_size=dense.n,
-        rng=settings.rng("practical, exact", family),
-    )
-    return Verdict(
+    out = dense.practical_attention(block_size=dense.n, rng=settings.rng("practical, exact", dense.family))
+    return dense.verdict(
         name="practical algorithm, b ≥ n",
         paper="Section 7",
         statement="With b ≥ n the output is exact attention; left is the largest difference.",
         hypothesis="b = n",
-        family=family,
         left=np.abs(out - dense.attention).max(),
         right=ROUNDING * np.abs(dense.value).max(),
-        n=dense.n,
     )
 
 
-def equal_budget(settings: Settings, dense: Dense, family: str) -> Verdict:
+def equal_budget(settings: Settings, dense: Dense) -> Verdict:
     """Median errors in (1) of both algorithms over the runs, with as many keys for each query."""
     practical, literal = [], []
-    for seed in settings.rng("practical, budget", family).integers(2**32, size=settings.trials).tolist():
-        out = hr.hyper_attention(
-            dense.query,
-            dense.key,
-            dense.value,
-            scale=dense.scale,
-            block_size=BUDGET // 2,
-            sample_size=BUDGET // 2,
-            rng=seed,
-        )
+    for seed in settings.rng("practical, budget", dense.family).integers(2**32, size=settings.trials).tolist():
+        out = dense.practical_attention(block_size=BUDGET // 2, sample_size=BUDGET // 2, rng=seed)
         practical.append(dense.error(out))
         mask = hr.sort_lsh(dense.query, dense.key, BUDGET // 2, rng=seed)
         masked = replace(dense, mask_given=mask)
         result = masked.literal_attention(epsilon=settings.epsilon, m=BUDGET // 4, rng=seed)
         literal.append(dense.error(result.estimate))
     mean_of_v = np.broadcast_to(dense.value.mean(axis=0), dense.attention.shape)
-    return Verdict(
+    return dense.verdict(
         name="practical against literal, equal budget",
         paper="Section 7",
         statement="The median error of the practical algorithm is at most that of Algorithm 3.",
         hypothesis=f"{BUDGET} keys for each query; the same sortLSH block size",
-        family=family,
         left=np.median(practical),
         right=np.median(literal),
         provable=False,
         expected=HOLDS if dense.n == 1024 else None,  # measured at this n; no theorem says so
-        n=dense.n,
         m_used=BUDGET // 2,
         measured={
             "practical": practical,

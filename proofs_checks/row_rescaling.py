@@ -36,17 +36,15 @@ def error(settings: Settings, dense: Dense, label: str, expected: str, limit: fl
         rescaled = dense.log_r - run(0.0).log_pilot  # the same seed draws the same pilot, whatever kappa is
         log_kappas.append(float(rescaled.max() - rescaled.min()))
         errors.append(dense.diagonal_error(run(log_kappas[-1]).log_d))
-    return Verdict(
+    return dense.verdict(
         name=f"row scales, {label}",
         paper="9.2, derived",
         statement=f"‖(D̃⁻¹ - D⁻¹)A‖_op ≤ {limit:g} ‖D⁻¹A‖_op in every run.",
         hypothesis="rows of A multiplied by e^U[0,5]; no mask; κ exact for the matrix that the algorithm runs on",
-        family="gaussian, rows scaled",
         left=errors,
         right=limit,
         provable=False,
         expected=expected,
-        n=dense.n,
         m_used=M,
         measured={"alpha": dense.alpha, "log kappa": float(np.median(log_kappas))},
     )

@@ -10,6 +10,8 @@ import numpy as np
 from hyperattention_ref import synthetic
 from hyperattention_ref.foundation.results import Result
 
+from .dense import Dense
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Settings(Result):
@@ -39,3 +41,8 @@ class Settings(Result):
         """One Problem for each family of the settings, or of `default` if they have none."""
         for name in self.families or default:
             yield synthetic.FAMILIES[name](n or self.n, rng=self.rng(name))
+
+    def heads(self, default: tuple[str, ...], n: int | None = None, **changes):
+        """The dense quantities of each of `problems`."""
+        for problem in self.problems(default, n):
+            yield Dense.of(problem, **changes)

@@ -22,10 +22,10 @@ def check(settings: Settings):
     for problem in replace(settings, families=None).problems(("sphere",), n=SMALL_N):  # others require more
         dense = Dense.of(problem, value=problem.value[:, :2])
         at_one = replace(settings, epsilon=1.0)  # the largest ε that the proof allows
-        yield inequality(at_one, dense, problem.name, samples_asked(dense, 1.0), HOLDS, gamma=1 / 2048)
-    for problem in settings.problems((*BENIGN, "sink")):
-        expected = HOLDS if problem.name in BENIGN and settings.epsilon >= 0.5 else None
-        yield inequality(settings, Dense.of(problem), problem.name, USUAL_M, expected)
+        yield inequality(at_one, dense, samples_asked(dense, 1.0), HOLDS, gamma=1 / 2048)
+    for dense in settings.heads((*BENIGN, "sink")):
+        expected = HOLDS if dense.family in BENIGN and settings.epsilon >= 0.5 else None
+        yield inequality(settings, dense, USUAL_M, expected)
 
 
 def samples_asked(dense: Dense, epsilon: float) -> int:
@@ -38,25 +38,23 @@ def samples_asked(dense: Dense, epsilon: float) -> int:
     return math.ceil(max(for_diagonal, for_product))
 
 
-def inequality(settings: Settings, dense: Dense, family: str, m: int, expected: str | None, gamma=1.0) -> Verdict:
+def inequality(settings: Settings, dense: Dense, m: int, expected: str | None, gamma=1.0) -> Verdict:
     """(1) in many runs of Algorithm 3."""
-    rng = settings.rng("theorem 1", family, dense.n, m)
+    rng = settings.rng("theorem 1", dense.family, dense.n, m)
     is_small = dense.n <= 64
     left = []
     for _ in range(min(10 * settings.trials, trials_to_hold(CLAIM)) if is_small else settings.trials):
         result = dense.literal_attention(epsilon=settings.epsilon, m=m, cap_constant=gamma, rng=rng)
         left.append(dense.error(result.estimate))
-    return Verdict(
+    return dense.verdict(
         name="Theorem 1, at the m asked" if is_small else "Theorem 1, at a usual m",
         paper="Theorem 1, (1)",
         statement="‖Att - D̃⁻¹A SᵀS V‖_op ≤ ε ‖D⁻¹A‖_op ‖V‖_op with probability 0.98; both sides over ‖D⁻¹A‖_op ‖V‖_op.",
         hypothesis=f"κ and α bound the matrix; ε = {settings.epsilon:g}, cap constant {gamma:.3g}",
-        family=family,
         left=left,
         right=settings.epsilon * (1 + ROUNDING),
         claim=CLAIM,
         expected=expected,
-        n=dense.n,
         m_asked=samples_asked(dense, settings.epsilon),
         m_used=m,
         measured=dense.hardness() | {"srank(P)": hr.stable_rank(dense.p), "srank(V)": hr.stable_rank(dense.value)},

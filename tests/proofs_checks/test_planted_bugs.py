@@ -22,7 +22,6 @@ from hyperattention_ref.plan import merge
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.proofs_checks import Settings, corollary_1, counterexamples, run_checks, theorem_1
 from hyperattention_ref.proofs_checks import definition_1 as definition_1_check
-from hyperattention_ref.proofs_checks.dense import Dense
 from hyperattention_ref.proofs_checks.verdict import HOLDS
 
 PLACE = "the planted bug must be revised: its place in the source has changed"
@@ -71,8 +70,8 @@ def near_pairs(settings):
 
 def inequality_1(settings):
     """Theorem 1 on Gaussian inputs with 2048 samples."""
-    (problem,) = settings.problems(("gaussian",))
-    yield theorem_1.inequality(settings, Dense.of(problem), "gaussian", 2048, HOLDS)
+    (dense,) = settings.heads(("gaussian",))
+    yield theorem_1.inequality(settings, dense, 2048, HOLDS)
 
 
 PLANTED = {
