@@ -14,21 +14,10 @@ def binary_kl(p, q):
     """The divergence kl(p, q) = p ln(p/q) + (1 - p) ln((1 - p)/(1 - q)) of two Bernoulli laws, in nats.
 
     Derived: page "theory", certificates after the fact. Computed from q - p by log1p, so that nearby p and q lose
-    no digits.
-
-    Parameters
-    ----------
-    p, q : numbers or arrays in [0, 1], broadcast against each other; subnormal ones count as 0.
-
-    Returns
-    -------
-    float64 of the common shape; infinite where q is 0 or 1 and p is not.
-
-    Raises
-    ------
-    ValueError : a number outside [0, 1].
+    no digits. p and q are numbers or arrays in [0, 1] and not subnormal; infinite where q is 0 or 1 and p is not.
     """
-    return _kl(*np.broadcast_arrays(_probabilities("p", p), _probabilities("q", q)))[()]
+    with np.errstate(over="ignore"):
+        return _kl_term(p, q, q - p) + _kl_term(1 - p, 1 - q, p - q)
 
 
 def kl_upper(p, level):
@@ -40,7 +29,7 @@ def kl_upper(p, level):
 
     Parameters
     ----------
-    p : numbers in [0, 1].
+    p : numbers in [0, 1]; subnormal ones count as 0.
     level : L >= 0, broadcast against p.
 
     Returns
@@ -54,11 +43,7 @@ def kl_upper(p, level):
     p, level = _checked(p, level)
     low = np.maximum(p, -np.expm1(-level))
     high = np.maximum(low, np.minimum(1.0, p + level + np.sqrt(level * (level + 2 * p))))
-    for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
-        inside = _kl(p, middle) <= level
-        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    return np.where(level > 0, high, p)[()]
+    return _bisected(p, level, low, high)
 
 
 def kl_lower(p, level):
@@ -72,12 +57,7 @@ def kl_lower(p, level):
     float64, error below 1e-12 relative to p.
     """
     p, level = _checked(p, level)
-    low, high = np.maximum(0.0, p - np.sqrt(2 * p * level)), p
-    for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
-        inside = _kl(p, middle) <= level
-        low, high = np.where(inside, low, middle), np.where(inside, middle, high)
-    return np.where(level > 0, low, p)[()]
+    return _bisected(p, level, p, np.maximum(0.0, p - np.sqrt(2 * p * level)))
 
 
 def mean_upper(mean, delta, sample_size: int, population: int):
@@ -110,9 +90,13 @@ def failure_probability(confidence) -> float:
     return 1 - confidence
 
 
-def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # infinite where q excludes an outcome that p allows
-        return _kl_term(p, q, q - p) + _kl_term(1 - p, 1 - q, p - q)
+def _bisected(p, level, inside, outside):
+    """The outer end of the last bracket, from brackets with kl(p, inside) <= level."""
+    for _ in range(HALVINGS):
+        middle = 0.5 * (inside + outside)
+        holds = binary_kl(p, middle) <= level
+        inside, outside = np.where(holds, middle, inside), np.where(holds, outside, middle)
+    return np.where(level > 0, outside, p)[()]
 
 
 def _kl_term(p: np.ndarray, q: np.ndarray, step: np.ndarray) -> np.ndarray:
@@ -123,15 +107,9 @@ def _kl_term(p: np.ndarray, q: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 
 def _checked(p, level) -> tuple[np.ndarray, np.ndarray]:
-    level = np.asarray(level, dtype=np.float64)
+    p, level = np.broadcast_arrays(np.asarray(p, dtype=np.float64), np.asarray(level, dtype=np.float64))
     if not np.all(level >= 0):
         raise ValueError(f"level is {level}; it must not be negative")
-    p, level = np.broadcast_arrays(_probabilities("p", p), level)
-    return p, level
-
-
-def _probabilities(name: str, x) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float64)
-    if not np.all((x >= 0) & (x <= 1)):
-        raise ValueError(f"{name} is {x}; it must lie in [0, 1]")
-    return np.where(x < np.finfo(np.float64).tiny, 0.0, x)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(f"p is {p}; it must lie in [0, 1]")
+    return np.where(p < np.finfo(np.float64).tiny, 0.0, p), level
