@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from hyperattention_ref.foundation.memory import memory_of, working_dtype
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import PerHead, Result
 from hyperattention_ref.measures.attention_matrix import attention_logits, row_softmax
-from hyperattention_ref.measures.norms import GramNorm, gram_norm, operator_norm
+from hyperattention_ref.measures.norms import gram_norm, operator_norm
 from hyperattention_ref.measures.per_head import per_head
 from hyperattention_ref.paper.row_rescaling import PILOT_SIZE, pilot_log_row_sums
 from hyperattention_ref.paper.row_sums import large_entries
@@ -79,12 +80,11 @@ def hardness(
 
     Parameters
     ----------
-    q : (..., n_q, d) array, query, on the host or, for a GPU backend, on its device.
-    k : (..., n_k, d) array, key, of the same dtype; the backend computes in it (float32 for shorter ones).
+    q, k, scale : as in `exact_attention`, on the host or, for a GPU backend, on its device. The backend computes in
+        their dtype (float32 for shorter ones).
     mask : large entries: a Plan of one rectangle for each head (its views and exact keys count, its samples do not),
         or one mask for all heads: BlockMask, boolean (n_q, n_k) array, SciPy sparse matrix or None. Only the kappas
         depend on it.
-    scale : factor of the logits; None means 1 / sqrt(d).
     is_causal : pairs j > i do not exist (A_ij = 0). P_11 = 1 then, so alpha >= n whatever the input; flat causal
         attention has alpha near pi^2 / 6 n and kappa = n. `causal_hardness` measures the recursion's rectangles.
     op_norm : False omits ||P||_op and the stable rank. For more than 2^24 pairs they need about 10 to 50 Lanczos steps,
@@ -113,7 +113,7 @@ def hardness(
     rng = inputs.generator(rng)
 
     def one_head(index) -> Hardness:
-        return _one_head(q[index], k[index], masks(index), scale, is_causal, op_norm, rng, backend)
+        return _one_head(q[index], k[index], masks[index], scale, is_causal, op_norm, rng, backend)
 
     return per_head(one_head, q.shape[:-2])
 
@@ -151,7 +151,7 @@ def _one_head(q, k, mask, scale, is_causal, op_norm, rng, backend) -> Hardness:
     squares = float(sums.column_squares.sum())
     pilot = rng.integers(n_k, size=PILOT_SIZE)
     log_pilot = pilot_log_row_sums(q, k, mask, pilot, scale=scale, is_causal=is_causal, backend=backend)
-    norm = _norm(q, k, sums.log_total, scale, is_causal, backend) if op_norm else GramNorm(None, None)
+    norm, residual = _norm(q, k, sums.log_total, scale, is_causal, backend) if op_norm else (None, None)
     return Hardness(
         alpha=float(alpha_curve[0]),
         alpha_curve=alpha_curve,
@@ -159,33 +159,29 @@ def _one_head(q, k, mask, scale, is_causal, op_norm, rng, backend) -> Hardness:
         log_kappa=_log_kappa(sums.log_unmasked),
         log_kappa_rescaled=_log_kappa(sums.log_unmasked - log_pilot),
         frobenius_norm=math.sqrt(squares),
-        op_norm=norm.value,
-        op_norm_residual=norm.residual,
-        stable_rank=None if norm.value is None else squares / norm.value**2,
+        op_norm=norm,
+        op_norm_residual=residual,
+        stable_rank=None if norm is None else squares / norm**2,
         perplexity=np.exp(sums.entropy),
         logit_min=sums.logit_min,
         logit_max=sums.logit_max,
     )
 
 
-def _masks(mask, lead: tuple[int, ...], n_q: int, n_k: int):
-    """A function from the index of a head to its mask: a Rectangle, a dense boolean array or None."""
+def _masks(mask, lead: tuple[int, ...], n_q: int, n_k: int) -> dict[tuple[int, ...], Any]:
+    """For the index of each head its mask: a Rectangle, a dense boolean array or None."""
     if isinstance(mask, Plan):
         mask.check_fits(lead, n_q, n_k, is_causal=False)
-        rectangles = np.empty(lead, dtype=object)
-        rectangles.ravel()[:] = [head.rectangles[0] for head in mask.heads]
-        return rectangles.__getitem__
-    if mask is not None:
-        mask = large_entries(mask, n_q, n_k)
-    return lambda index: mask
+        return dict(zip(np.ndindex(lead), (head.rectangles[0] for head in mask.heads), strict=True))
+    return dict.fromkeys(np.ndindex(lead), None if mask is None else large_entries(mask, n_q, n_k))
 
 
-def _norm(q, k, log_total, scale, is_causal, backend) -> GramNorm:
-    """||P||_op: from the dense matrix if that is cheap, else by Lanczos on the streamed products with P and P^T."""
+def _norm(q, k, log_total, scale, is_causal, backend) -> tuple[float, float]:
+    """||P||_op and its residual: from the dense matrix if cheap, else by Lanczos on streamed products with P, P^T."""
     memory = memory_of(backend)
     if len(q) * len(k) <= DENSE_ENTRIES:
         q, k = (memory.to_host(x) for x in (q, k))
-        return GramNorm(operator_norm(row_softmax(attention_logits(q, k, scale, is_causal))), 0.0)
+        return operator_norm(row_softmax(attention_logits(q, k, scale, is_causal))), 0.0
     work = working_dtype(q)
     q, k = memory.copy(q, work.name), memory.copy(k, work.name)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
-from hyperattention_ref.foundation.results import Result
 
 SMALL = 128  # up to this many rows or columns, all eigenvalues of the Gram matrix cost less than Lanczos
 
@@ -42,7 +40,7 @@ def operator_norm(x) -> float:
         return 0.0
     if x.shape[0] < x.shape[1]:
         x = x.T
-    norm = float(np.linalg.eigvalsh(x.T @ x)[-1]) ** 0.5 if x.shape[1] <= SMALL else _lanczos(x)
+    norm = float(np.linalg.eigvalsh(x.T @ x)[-1]) ** 0.5 if x.shape[1] <= SMALL else _large_norm(x)
     return math.ldexp(norm, exponent)
 
 
@@ -65,25 +63,10 @@ def stable_rank(x) -> float:
     return (frobenius_norm(x) / norm) ** 2 if norm else 0.0
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class GramNorm(Result):
-    """An operator norm computed from products with X^T X, and its residual.
+def gram_norm(gram: Callable[[np.ndarray], np.ndarray], n: int, tolerance: float) -> tuple[float, float]:
+    """The operator norm of a matrix X, from the products u -> X^T X u alone, and its residual.
 
-    Attributes
-    ----------
-    value : sqrt(u^T X^T X u) for a unit vector u: at most ||X||_op.
-    residual : ||X^T X u - value^2 u||: some squared singular value of X lies within this distance of value^2.
-    """
-
-    value: float | None
-    residual: float | None
-
-
-def gram_norm(gram: Callable[[np.ndarray], np.ndarray], n: int, tolerance: float) -> GramNorm:
-    """The operator norm of a matrix X, from the products u -> X^T X u alone.
-
-    Derived: a Rayleigh quotient and the residual of its vector; the vector comes from Lanczos (ARPACK) with a fixed
-    pseudo-random start.
+    Derived: a Rayleigh quotient and the residual of its vector; the vector comes from Lanczos (ARPACK).
 
     Parameters
     ----------
@@ -91,21 +74,22 @@ def gram_norm(gram: Callable[[np.ndarray], np.ndarray], n: int, tolerance: float
     n : number of columns of X.
     tolerance : relative accuracy of the products, where Lanczos stops.
 
+    Returns
+    -------
+    norm : sqrt(u^T X^T X u) for a unit vector u: at most ||X||_op.
+    residual : ||X^T X u - norm^2 u||: some squared singular value of X lies within this distance of norm^2.
+
     Raises
     ------
     RuntimeError : ARPACK does not converge in 300 restarts.
 
     Cost: usually 10 to 50 products.
     """
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
-    start = np.random.default_rng(0).standard_normal(n)
-    operator = LinearOperator((n, n), matvec=lambda u: gram(u.ravel()), dtype=np.float64)
-    _, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, maxiter=300)
+    _, vectors = _lanczos(gram, n, tol=tolerance, maxiter=300)
     u = vectors[:, 0] / np.linalg.norm(vectors[:, 0])
     product = gram(u)
     square = float(u @ product)
-    return GramNorm(math.sqrt(square), float(np.linalg.norm(product - square * u)))
+    return math.sqrt(square), float(np.linalg.norm(product - square * u))
 
 
 def _matrix(x) -> np.ndarray:
@@ -121,15 +105,20 @@ def _scaled(x: np.ndarray) -> tuple[np.ndarray, int]:
     return np.ldexp(x, -exponent), exponent
 
 
-def _lanczos(x: np.ndarray) -> float:
-    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+def _large_norm(x: np.ndarray) -> float:
+    from scipy.sparse.linalg import ArpackError
 
-    m = x.shape[1]
-    gram = LinearOperator((m, m), matvec=lambda v: x.T @ (x @ v), dtype=np.float64)
-    start = np.random.default_rng(0).standard_normal((m,))
     try:
         # 50 restarts cost about as much as the dense SVD of a square matrix with a thousand rows.
-        (eigenvalue,) = eigsh(gram, k=1, which="LA", v0=start, tol=1e-12, maxiter=50, return_eigenvectors=False)
+        (eigenvalue,) = _lanczos(lambda u: x.T @ (x @ u), x.shape[1], tol=1e-12, maxiter=50, return_eigenvectors=False)
     except ArpackError:
         return float(np.linalg.norm(x, 2))
     return float(eigenvalue) ** 0.5
+
+
+def _lanczos(gram, n: int, **options):
+    """The largest eigenvalue of u -> X^T X u, (n,), from a fixed pseudo-random start: the result of `eigsh`."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    operator = LinearOperator((n, n), matvec=lambda u: gram(u.ravel()), dtype=np.float64)
+    return eigsh(operator, k=1, which="LA", v0=np.random.default_rng(0).standard_normal(n), **options)
