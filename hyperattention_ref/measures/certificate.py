@@ -85,8 +85,8 @@ class Certificate(Result):
     zero: ErrorBounds
     mean: ErrorBounds
     sizes: Sizes
-    rows: int
-    confidence: float
+    rows: int = 0
+    confidence: float = 0.0
 
 
 def certify(
@@ -99,14 +99,10 @@ def certify(
 
     Parameters
     ----------
-    q : (..., n_q, d) array, query.
-    k : (..., n_k, d) array, key.
-    v : (..., n_k, d_v) array, value.
+    q, k, v, scale, is_causal : as in `exact_attention`.
     output : (..., n_q, d_v) array, finite, fixed before the rows are drawn; its type may differ from the others'.
     rows : s, exact rows for each head, drawn without replacement; None means 1024, or all if there are fewer.
     confidence : of each individual bound, in (0, 1).
-    scale : factor of the logits; None means 1 / sqrt(d).
-    is_causal : pairs j > i do not exist.
     rng : None, int or Generator for the rows. The output must not depend on them; the output of `hyper_attention` does
         not, not even with the same integer seed.
 
@@ -134,18 +130,15 @@ def certify(
     rows, delta = number_of_rows(rows, n_q), failure_probability(confidence)
     row_sets = draw_rows(rng, n_q, rows, math.prod(lead))
     q, k, v = (x.astype(np.promote_types(x.dtype, np.float32), copy=False) for x in (q, k, v))
-    by_head = {
-        head: _one_head(q[head], k[head], v[head], output[head], head_rows, scale, is_causal, delta)
-        for head, head_rows in zip(np.ndindex(lead), row_sets, strict=True)
-    }
+    rows_of = dict(zip(np.ndindex(lead), row_sets, strict=True))
 
-    def stacked(name: str):
-        return per_head(lambda head: by_head[head][name], lead)
+    def measure(head) -> Certificate:
+        return _one_head(q[head], k[head], v[head], output[head], rows_of[head], scale, is_causal, delta)
 
-    return Certificate(stacked("output"), stacked("zero"), stacked("mean"), stacked("sizes"), rows, float(confidence))
+    return replace(per_head(measure, lead), rows=rows, confidence=float(confidence))
 
 
-def _one_head(q, k, v, output, rows, scale: float, is_causal: bool, delta: float) -> dict[str, Result]:
+def _one_head(q, k, v, output, rows, scale: float, is_causal: bool, delta: float) -> Certificate:
     attention, p_low, p_estimate = _exact_rows(q, k, v, rows, scale, is_causal, delta)
     v, output = v.astype(np.float64), output.astype(np.float64)
     # In units of a power of two near the largest entry: exact, and no square overflows or underflows.
@@ -162,12 +155,12 @@ def _one_head(q, k, v, output, rows, scale: float, is_causal: bool, delta: float
         return _times(unit, result, "frobenius", "op_norm", "frobenius_estimate", "op_norm_estimate", "limit")
 
     mean = mean_of_values(v, len(q), is_causal)
-    return {
-        "output": bounds(output[rows], _max_distance(output, center)),
-        "zero": bounds(0.0, float(np.linalg.norm(center))),
-        "mean": bounds(mean[rows], _max_distance(mean, center)),
-        "sizes": _times(unit, sizes, "v_op_norm", "attention_frobenius_low", "attention_frobenius_estimate"),
-    }
+    return Certificate(
+        output=bounds(output[rows], _max_distance(output, center)),
+        zero=bounds(0.0, float(np.linalg.norm(center))),
+        mean=bounds(mean[rows], _max_distance(mean, center)),
+        sizes=_times(unit, sizes, "v_op_norm", "attention_frobenius_low", "attention_frobenius_estimate"),
+    )
 
 
 def _exact_rows(q, k, v, rows, scale, is_causal, delta) -> tuple[np.ndarray, float, float]:

@@ -96,14 +96,9 @@ def estimate_hardness(
 
     Parameters
     ----------
-    q : (..., n_q, d) array, query.
-    k : (..., n_k, d) array, key.
+    q, k, rows, confidence, scale, is_causal : as in `certify`.
     mask : the large entries: a Plan for these heads, whose causal leaves count; or, for all heads, one Rectangle,
         BlockMask, boolean (n_q, n_k) array, SciPy sparse matrix or None.
-    rows : s, rows drawn for each head, without replacement; None means 1024, or all if there are fewer.
-    confidence : of each individual interval, in (0, 1).
-    scale : factor of the logits; None means 1 / sqrt(d).
-    is_causal : pairs j > i do not exist.
     left_out : numbers of heaviest columns to leave out of alpha, which is 0 from n_k on.
     rng : None, int or Generator for the rows. The mask must not depend on these rows; the plans of `make_plan` do not.
 
@@ -111,10 +106,7 @@ def estimate_hardness(
     -------
     HardnessEstimate
 
-    Raises
-    ------
-    TypeError, ValueError : bad shapes, types or values; more rows than n_q; causal with n_q != n_k; logits that may
-        overflow the type.
+    Errors as in `certify`.
 
     Cost: s n_k (d + some 40) operations per head; a few panels of 32 x n_k numbers. Logits and P are of the dtype of
     the inputs (float32 for float16), and exact up to its rounding.
