@@ -14,9 +14,7 @@ def attention_probabilities(q, k, *, scale=None, is_causal: bool = False) -> np.
 
     Parameters
     ----------
-    q : (..., n_q, d) array, query.
-    k : (..., n_k, d) array, key.
-    scale : factor of the logits; None means 1 / sqrt(d).
+    q, k, scale, is_causal : as in `exact_attention`.
 
     Returns
     -------

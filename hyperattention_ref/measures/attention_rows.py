@@ -105,15 +105,16 @@ def mask_rows(mask, n_q: int, n_k: int) -> MaskRows | None:
         if len(mask.heads) > 1:
             raise ValueError(f"mask is {mask!r}; it must be the plan of one head")
         mask = mask.heads[0]
-    if isinstance(mask, HeadPlan | Rectangle | BlockMask):
-        _check_shape((mask.n_q, mask.n_k), n_q, n_k)
+    is_plan, is_sparse = isinstance(mask, HeadPlan | Rectangle | BlockMask), hasattr(mask, "tocsr")
+    if not is_plan and not is_sparse:
+        return dense_mask(mask, n_q, n_k).__getitem__
+    shape = (mask.n_q, mask.n_k) if is_plan else mask.shape
+    if shape != (n_q, n_k):
+        raise ValueError(f"mask has shape {shape}; it must be (n_q, n_k) = {(n_q, n_k)}")
+    if is_plan:
         return mask.rows
-    if hasattr(mask, "tocsr"):
-        _check_shape(mask.shape, n_q, n_k)
-        sparse = mask.tocsr()
-        return lambda rows: sparse[rows].toarray() != 0
-    dense = dense_mask(mask, n_q, n_k)
-    return lambda rows: dense[rows]
+    sparse = mask.tocsr()
+    return lambda rows: sparse[rows].toarray() != 0
 
 
 def head_masks(mask, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool) -> list:
@@ -129,8 +130,3 @@ def head_masks(mask, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool)
             raise ValueError(f"mask has shape {mask.shape}; it must be {(n_q, n_k)} or {(*lead, n_q, n_k)}")
         return [mask_rows(head_mask, n_q, n_k) for head_mask in mask.reshape(-1, n_q, n_k)]
     return [mask_rows(mask, n_q, n_k)] * math.prod(lead)
-
-
-def _check_shape(shape: tuple[int, int], n_q: int, n_k: int) -> None:
-    if shape != (n_q, n_k):
-        raise ValueError(f"mask has shape {shape}; it must be (n_q, n_k) = {(n_q, n_k)}")

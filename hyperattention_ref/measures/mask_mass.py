@@ -16,13 +16,9 @@ def captured_mass(q, k, plan_or_mask, *, scale=None, is_causal: bool = False, en
 
     Parameters
     ----------
-    q : (..., n_q, d) float array.
-    k : (..., n_k, d) array of the same dtype and leading shape (see `enable_gqa`).
+    q, k, scale, is_causal, enable_gqa : as in `exact_attention`; a plan must be causal, too.
     plan_or_mask : a Plan for these heads; or one mask for all heads (BlockMask, boolean (n_q, n_k) array, SciPy sparse
         matrix, None for no pair); or a boolean array (..., n_q, n_k), one mask for each head.
-    scale : multiplies the logits; None means 1/sqrt(d).
-    is_causal : query i sees the keys 0 .. i only; a plan must be causal, too.
-    enable_gqa : query heads (axis -3) share key heads, as in grouped-query attention.
 
     Returns
     -------

@@ -20,12 +20,8 @@ def oracle_mask(q, k, keys_per_query: int, *, scale=None, is_causal: bool = Fals
 
     Parameters
     ----------
-    q : (..., n_q, d) float array.
-    k : (..., n_k, d) array of the same dtype and leading shape (see `enable_gqa`).
+    q, k, scale, is_causal, enable_gqa : as in `exact_attention`; with `is_causal` the first queries have fewer keys.
     keys_per_query : number of keys; all keys if there are fewer. Ties go to the smaller index.
-    scale : multiplies the logits; None means 1/sqrt(d).
-    is_causal : query i sees the keys 0 .. i only; the first queries then have fewer keys.
-    enable_gqa : query heads (axis -3) share key heads, as in grouped-query attention.
 
     Returns
     -------
@@ -52,8 +48,7 @@ def oracle_attention(
 
     Parameters
     ----------
-    q, k, scale, is_causal, enable_gqa : as for `oracle_mask`.
-    v : (..., n_k, d_v) array.
+    q, k, v, scale, is_causal, enable_gqa : as in `exact_attention`.
     budget : keys per query, at least 2.
     rng : None, seed or numpy.random.Generator. Each head has its own stream.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.results import PerHead, Result
-from hyperattention_ref.measures.attention_matrix import attention_probabilities
+from hyperattention_ref.measures.attention_matrix import attention_logits, row_softmax
 from hyperattention_ref.measures.norms import frobenius_norm, operator_norm
 from hyperattention_ref.measures.per_head import per_head
 
@@ -46,12 +46,8 @@ def spectral_error(q, k, v, estimate, *, scale=None, is_causal: bool = False) ->
 
     Parameters
     ----------
-    q : (..., n_q, d) array, query.
-    k : (..., n_k, d) array, key.
-    v : (..., n_k, d_v) array, value.
+    q, k, v, scale, is_causal : as in `exact_attention`.
     estimate : (..., n_q, d_v) array, finite; its type may differ from the others'. All is computed in float64.
-    scale : factor of the logits; None means 1 / sqrt(d).
-    is_causal : pairs j > i do not exist.
 
     Returns
     -------
@@ -71,22 +67,19 @@ def spectral_error(q, k, v, estimate, *, scale=None, is_causal: bool = False) ->
     if estimate.shape != shape:
         raise ValueError(f"estimate has shape {estimate.shape}; it must be (..., n_q, d_v) = {shape}")
 
-    def measure(head):
-        p = attention_probabilities(q[head], k[head], scale=scale, is_causal=is_causal)
-        return _one_head(p, v[head], estimate[head], is_causal)
+    def measure(head) -> SpectralError:
+        p = row_softmax(attention_logits(q[head], k[head], scale, is_causal))
+        attention = p @ v[head]
+        op_scale, frobenius_scale = operator_norm(p) * operator_norm(v[head]), frobenius_norm(attention)
+
+        def errors(output):
+            difference = attention - output
+            return quotient(operator_norm(difference), op_scale), quotient(frobenius_norm(difference), frobenius_scale)
+
+        mean = mean_of_values(v[head], len(p), is_causal)
+        return SpectralError(*errors(estimate[head]), *errors(0.0), *errors(mean))
 
     return per_head(measure, q.shape[:-2])
-
-
-def _one_head(p: np.ndarray, v: np.ndarray, estimate: np.ndarray, is_causal: bool) -> SpectralError:
-    attention = p @ v
-    op_scale, frobenius_scale = operator_norm(p) * operator_norm(v), frobenius_norm(attention)
-
-    def errors(output):
-        difference = attention - output
-        return quotient(operator_norm(difference), op_scale), quotient(frobenius_norm(difference), frobenius_scale)
-
-    return SpectralError(*errors(estimate), *errors(0.0), *errors(mean_of_values(v, len(p), is_causal)))
 
 
 def mean_of_values(v: np.ndarray, n_q: int, is_causal: bool) -> np.ndarray:
