@@ -55,8 +55,7 @@ class LayerMaps(Result):
     query : (heads, n, d).
     key, value : (key heads, n, d) and (key heads, n, d_v).
     key_rows : for each query head, the row of `key` and `value` that it uses.
-    scale : multiplies the logits.
-    is_causal : whether query i sees the keys 0..i only.
+    scale, is_causal : as in AttentionMap.
     """
 
     layer: int

@@ -18,7 +18,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ class MapWriter:
             self._partial.unlink(missing_ok=True)
 
 
-class MapFile:
+class MapFile(AbstractContextManager):
     """The heads in a file, read one at a time; a context manager that holds the file open.
 
     Derived: the format is defined here. Opening reads the table of contents; `head` reads one head through a memory map
@@ -134,9 +134,6 @@ class MapFile:
             except PARSE_ERRORS as error:
                 raise ValueError(f"{self.path} holds no attention maps ({error!r}); {REQUIREMENT}") from None
             self._stack = stack.pop_all()
-
-    def __enter__(self) -> MapFile:
-        return self
 
     def __exit__(self, kind, error, trace) -> None:
         self.close()

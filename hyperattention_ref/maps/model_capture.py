@@ -223,20 +223,19 @@ def _check_plain_softmax(module, options) -> None:
     """Raise an error if anything but scale, mask and dropout enters the softmax."""
     import torch
 
-    obstacle = None
+    unknown = {name for name, x in options.items() if isinstance(x, torch.Tensor)} - IGNORED_TENSORS
     if options.get("softcap") is not None:
         obstacle = "soft-capping of its logits"
     elif any(x is not None for x in (options.get("s_aux"), options.get("sinks"), getattr(module, "sinks", None))):
         obstacle = "learned sinks"
+    elif unknown:
+        obstacle = f"a bias or index ({', '.join(sorted(unknown))})"
     else:
-        unknown = {name for name, x in options.items() if isinstance(x, torch.Tensor)} - IGNORED_TENSORS
-        if unknown:
-            obstacle = f"a bias or index ({', '.join(sorted(unknown))})"
-    if obstacle:
-        raise ValueError(
-            f"{type(module).__name__} has {obstacle}; only plain softmax of scaled products can be captured, "
-            "softmax(scale * query key^T) value"
-        )
+        return
+    raise ValueError(
+        f"{type(module).__name__} has {obstacle}; only plain softmax of scaled products can be captured, "
+        "softmax(scale * query key^T) value"
+    )
 
 
 def _layer_number(module) -> int:

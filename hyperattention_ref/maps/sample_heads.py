@@ -30,9 +30,7 @@ class SampleHead(Result):
     name : layer and head from zero, as in "L0H3".
     description : the head's characteristic properties.
     query, key, value : (512, 32) float32, read-only, as the model passes them to its attention function.
-    layer, head : numbers of the layer and head in the model, from zero.
-    scale : 1/sqrt(32), which multiplies the logits.
-    is_causal : False; the model is an encoder.
+    layer, head, scale, is_causal : as in `AttentionMap`; 1/sqrt(32), and False, since the model is an encoder.
     token_ids : (512,) int32, read-only, the word piece of each row.
     """
 
@@ -58,21 +56,19 @@ def load_sample_heads() -> tuple[SampleHead, ...]:
         arrays = {name: archive[name] for name in archive.files}
     for array in arrays.values():
         array.setflags(write=False)
-    return tuple(_head(arrays, i) for i in range(len(arrays["layer"])))
-
-
-def _head(arrays: dict[str, np.ndarray], i: int) -> SampleHead:
-    layer, head = int(arrays["layer"][i]), int(arrays["head"][i])
-    name = f"L{layer}H{head}"
-    return SampleHead(
-        name=name,
-        description=_DESCRIPTIONS[name],
-        query=arrays["query"][i],
-        key=arrays["key"][i],
-        value=arrays["value"][i],
-        layer=layer,
-        head=head,
-        scale=float(arrays["scale"]),
-        is_causal=bool(arrays["is_causal"]),
-        token_ids=arrays["token_ids"],
+    heads = zip(*(arrays[name] for name in ("layer", "head", "query", "key", "value")), strict=True)
+    return tuple(
+        SampleHead(
+            name=f"L{layer}H{head}",
+            description=_DESCRIPTIONS[f"L{layer}H{head}"],
+            query=query,
+            key=key,
+            value=value,
+            layer=int(layer),
+            head=int(head),
+            scale=float(arrays["scale"]),
+            is_causal=bool(arrays["is_causal"]),
+            token_ids=arrays["token_ids"],
+        )
+        for layer, head, query, key, value in heads
     )
