@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 import hyperattention_ref as hr
 
 from .settings import Settings
 from .verdict import Verdict
+
+verdict = partial(Verdict, paper="Algorithm 1", family="gaussian, n and b random", right=0)
 
 
 def check(settings: Settings):
@@ -23,14 +27,11 @@ def nonzeros(settings: Settings) -> Verdict:
         n, b = (int(x) for x in rng.integers(1, 200, size=2))
         q, k = rng.standard_normal((2, n, 8))
         left.append(abs(int(hr.sort_lsh(q, k, b, rng=rng).toarray().sum()) - ((n // b) * b**2 + (n % b) ** 2)))
-    return Verdict(
+    return verdict(
         name="Algorithm 1, size of the mask",
-        paper="Algorithm 1",
         statement="nnz(M) = ⌊n/b⌋ b² + (n mod b)²; left is the difference.",
         hypothesis="any n and b",
-        family="gaussian, n and b random",
-        left=np.array(left),
-        right=0,
+        left=left,
     )
 
 
@@ -46,13 +47,10 @@ def permutation_invariance(settings: Settings) -> Verdict:
         sigma, pi = rng.permutation(n), rng.permutation(n)
         mask = hr.sort_lsh(q, k, b, planes=planes).toarray()
         left.append(np.sum(hr.sort_lsh(q[sigma], k[pi], b, planes=planes).toarray() != mask[np.ix_(sigma, pi)]))
-    return Verdict(
+    return verdict(
         name="Algorithm 1, permutation invariance",
-        paper="Algorithm 1",
         statement="Permuting queries and keys permutes M and changes nothing else; left counts the differing entries.",
         hypothesis="no two queries and no two keys share a bucket (a stable sort keeps ties in input order)",
-        family="gaussian, n and b random",
-        left=np.array(left),
-        right=0,
+        left=left,
         measured={"ties": ties},
     )

@@ -29,9 +29,8 @@ def operations(settings: Settings) -> Verdict:
     for n in LENGTHS:
         q, k = rng.standard_normal((2, n, D))
         bits = round(math.log2(n))
-        (rectangle,) = (
-            hr.make_plan(q, k, block_size=BLOCK, sample_size=SAMPLES, lsh_bits=bits, rng=rng).heads[0].rectangles
-        )
+        plan = hr.make_plan(q, k, block_size=BLOCK, sample_size=SAMPLES, lsh_bits=bits, rng=rng)
+        (rectangle,) = plan.heads[0].rectangles
         hashing, sorting = 2 * n * bits * D, 2 * n * math.log2(n)
         counts.append(hashing + sorting + rectangle.n_logits * 2 * D)
         nnz.append(rectangle.views[0].nnz)

@@ -90,11 +90,8 @@ def uniform_draws(settings: Settings) -> Verdict:
 def wrong_hashes(settings: Settings):
     """Plain binary order, the inverse Gray table, and the paper's neighbour formula at r = 1."""
 
-    def bits(x, planes):
-        return (x @ planes.T > 0).astype(np.int64)
-
     def binary(x, planes):
-        return bits(x, planes) @ (1 << np.arange(len(planes))[::-1])
+        return (x @ planes.T > 0) @ (1 << np.arange(len(planes))[::-1])
 
     def inverse_gray(x, planes):
         pattern = binary(x, planes)
