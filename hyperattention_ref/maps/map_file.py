@@ -226,9 +226,7 @@ class MapFile(AbstractContextManager):
         if missing:
             raise ValueError(f"{label} lacks {', '.join(missing)}; {REQUIREMENT}")
         entries = [self._entries[name] for name in names]
-        _check_parts(label, {p: (e.dtype, e.shape) for p, e in zip(PARTS, entries, strict=True)}, is_causal)
-        query, key, _ = ((1, *entry.shape)[-3] for entry in entries)
-        return query, key
+        return _check_parts(label, {p: (e.dtype, e.shape) for p, e in zip(PARTS, entries, strict=True)}, is_causal)
 
     def _read(self, name: str, row: int | None = None) -> np.ndarray:
         """An array, or one head of it, copied from the memory map."""
@@ -252,8 +250,8 @@ class _Location(NamedTuple):
     is_causal: bool
 
 
-def _check_parts(label: str, parts: dict, is_causal) -> None:
-    """Refuse query, key and value whose types or shapes do not fit together."""
+def _check_parts(label: str, parts: dict, is_causal) -> tuple[int, int]:
+    """Numbers of query and key heads; refuse query, key and value whose types or shapes do not fit together."""
     for name, (dtype, shape) in parts.items():
         if getattr(dtype, "name", None) not in HOST.dtypes:
             raise TypeError(f"{name} of {label} has dtype {dtype}; it must be float16, float32 or float64: convert it")
@@ -267,6 +265,7 @@ def _check_parts(label: str, parts: dict, is_causal) -> None:
         )
     if is_causal:
         inputs.causal_lengths(query[1], key[1])
+    return query[0], key[0]
 
 
 def _check_heads(label: str, record: dict, n_heads: int, n_keys: int) -> None:
