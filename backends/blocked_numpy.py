@@ -89,22 +89,17 @@ class BlockedNumpy:
 
     def transposed_attention(self, q, k, y, lse, *, scale, is_causal):
         work = working_dtype(q)
-        q, k, y = q.astype(work, copy=False) * work.type(scale), k.astype(work, copy=False), y.astype(work, copy=False)
+        q, k, y, lse = (x.astype(work, copy=False) for x in (q, k, y, lse))
         out = np.zeros((len(k), y.shape[1]), work)
-        for rows in _tiles(len(q), TILE_QUERIES):
-            r = np.arange(len(q))[rows]
-            for keys in _tiles(r[-1] + 1 if is_causal else len(k), TILE_KEYS):
-                p = q[rows] @ k[keys].T
-                p -= lse[rows, None].astype(work, copy=False)
-                if is_causal:
-                    p[np.arange(len(k))[keys] > r[:, None]] = -np.inf
-                out[keys] += np.exp(p, out=p).T @ y[rows]
+        for rows, keys, logits in RunningSoftmax(q, k, k[:, :0], scale).existing_tiles(is_causal):
+            logits -= lse[rows, None]
+            out[keys] += np.exp(logits, out=logits).T @ y[rows]
         return out
 
     def capped_sums(self, q, k, mask, samples, log_caps, *, scale):
         work = working_dtype(q)
         q, k, log_caps = (x.astype(work, copy=False) for x in (q, k, log_caps))
-        softmax = RunningSoftmax(q, k, np.empty((len(k), 0), work), scale)
+        softmax = RunningSoftmax(q, k, k[:, :0], scale)
         n_capped = np.zeros(len(q), np.int64)
         for rows, keys, logits in softmax.tiles(np.arange(len(q)), samples, excluded=_marked_pairs(mask)):
             caps = log_caps[rows, None]
@@ -115,15 +110,10 @@ class BlockedNumpy:
 
 
 def exact_head(q, k, v, scale, is_causal):
-    """Exact attention of one head; causal tiles stop at the diagonal."""
+    """Exact attention of one head."""
     softmax = RunningSoftmax(q, k, v, scale)
-    keys = np.arange(len(k))
-    for tile in _tiles(len(q), TILE_QUERIES):
-        rows = np.arange(len(q))[tile]
-        if is_causal:
-            softmax.attend(rows, keys[: rows[-1] + 1], excluded=lambda rows, keys: keys > rows[:, None])
-        else:
-            softmax.attend(rows, keys)
+    for rows, keys, logits in softmax.existing_tiles(is_causal):
+        softmax.fold(rows, logits, v[keys])
     return softmax.finish()
 
 
@@ -186,6 +176,16 @@ class RunningSoftmax:
                 if excluded is not None:
                     logits[excluded(r, s)] = -np.inf
                 yield r, s, logits
+
+    def existing_tiles(self, is_causal):
+        """`tiles` of all pairs that exist; causal tiles stop at the diagonal."""
+        queries, keys = np.arange(len(self.q)), np.arange(len(self.k))
+        for tile in _tiles(len(queries), TILE_QUERIES):
+            rows = queries[tile]
+            if is_causal:
+                yield from self.tiles(rows, keys[: rows[-1] + 1], excluded=lambda rows, keys: keys > rows[:, None])
+            else:
+                yield from self.tiles(rows, keys)
 
     def fold(self, rows, logits, v):
         """Fold the logits of some queries, which are overwritten, and the values `v` of their keys into the state."""

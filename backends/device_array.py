@@ -157,10 +157,11 @@ def require_one(named: dict[str, DeviceArray], attribute: str) -> None:
         )
 
 
-def new_array(shape: tuple[int, ...], dtype: str, like: DeviceArray, otherwise: str) -> DeviceArray:
+def new_array(shape: tuple[int, ...], dtype: str, like: DeviceArray | None, otherwise: str) -> DeviceArray:
     """A new array of the library that owns `like`, beside it; of `otherwise` where that library makes none here."""
-    library = LIBRARIES.get(library_of(like.owner)) or LIBRARIES[otherwise]
-    return library.view(library.empty(shape, dtype, like.device))
+    owner, device = (otherwise, None) if like is None else (library_of(like.owner), like.device)
+    library = LIBRARIES.get(owner, LIBRARIES[otherwise])
+    return library.view(library.empty(shape, dtype, device))
 
 
 def current_stream(x: DeviceArray) -> int | None:

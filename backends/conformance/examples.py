@@ -17,18 +17,26 @@ from .error_bound import Rounding, capped_bounds, error_bounds, head_terms, sums
 
 
 class _Example:
-    """The arguments of one call of an operation.
+    """The arguments of one call of an operation: the fields of a dataclass.
 
-    Each class has `operation`, `arrays` (name -> array), `call(backend)` (name -> result) and, for arithmetic,
+    Each class has `operation`, `call(backend)` (name -> result) and, for arithmetic,
     `bounds(expected, dtypes, random_walk)` (name -> elementwise bound), `expected` being the results of the reference.
     A backend gets the arrays `in_memory` in its own memory; all others stay on the host.
     """
 
     in_memory: tuple[str, ...] = ("query", "key")
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: x for name, x in vars(self).items() if name in self.in_memory or isinstance(x, np.ndarray)}
+
     def copied_to(self, memory: Memory):
         """The same arguments with the arrays in this memory, layouts kept."""
         return replace(self, **{name: memory.from_host(getattr(self, name)) for name in self.in_memory})  # type: ignore
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={_describe(x)}" for name, x in vars(self).items())
+        return f"{self.operation}({arguments})"  # type: ignore[attr-defined]
 
     def _repr_pretty_(self, printer, cycle) -> None:  # what Hypothesis prints
         printer.text(repr(self))
@@ -43,10 +51,6 @@ class HashInputs(_Example):
 
     operation, in_memory = "hash_codes", ("x",)
 
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"x": self.x, "planes": self.planes}
-
     def call(self, backend: Backend) -> dict:
         """The codes."""
         return {"codes": backend.hash_codes(self.x, self.planes)}
@@ -58,9 +62,6 @@ class HashInputs(_Example):
         size = 2 * (d + 3) * u * np.abs(x) @ np.abs(planes).T  # γ_{d+2} |x|ᵀ|w|, for the backend and the reference
         lost = 4 * t * (d + np.abs(x).sum(axis=-1, keepdims=True)) * (1 + np.abs(planes).sum(axis=1))
         return (np.abs(x @ planes.T) > size + lost).all(axis=-1) | ~x.any(axis=-1)  # a zero row is zero in any case
-
-    def __repr__(self) -> str:
-        return f"hash_codes({_describe(self.arrays)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,10 +89,6 @@ class AttentionInputs(_Example):
     def operation(self) -> str:
         return "exact_attention" if self.plan is None else "planned_attention"
 
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"query": self.query, "key": self.key, "value": self.value}
-
     def call(self, backend: Backend) -> dict:
         """`out` and `lse`."""
         q, k, v = self.query, self.key, self.value
@@ -112,10 +109,6 @@ class AttentionInputs(_Example):
             )
         return bounds
 
-    def __repr__(self) -> str:
-        last = f"is_causal={self.is_causal}" if self.plan is None else f"plan={_describe_plan(self.plan)}"
-        return f"{self.operation}({_describe(self.arrays)}, scale={self.scale:.6g}, {last})"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SumsInputs(_Example):
@@ -129,11 +122,6 @@ class SumsInputs(_Example):
 
     operation = "attention_sums"
 
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        masks = {"mask": self.mask} if isinstance(self.mask, np.ndarray) else {}
-        return {"query": self.query, "key": self.key} | masks
-
     def call(self, backend: Backend) -> dict:
         """The fields of AttentionSums."""
         return vars(backend.attention_sums(self.query, self.key, self.mask, scale=self.scale, is_causal=self.is_causal))
@@ -143,10 +131,6 @@ class SumsInputs(_Example):
         terms = head_terms(self.query, self.key, self.scale, is_causal=self.is_causal)
         marked = dense_mask(self.mask, len(self.query), len(self.key))
         return sums_bounds(terms, marked, expected, self.query.dtype, random_walk=random_walk)
-
-    def __repr__(self) -> str:
-        mask = f", mask={_describe_rectangle(self.mask)}" if isinstance(self.mask, Rectangle) else ""
-        return f"attention_sums({_describe(self.arrays)}{mask}, scale={self.scale:.6g}, is_causal={self.is_causal})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,10 +146,6 @@ class TransposedInputs(_Example):
 
     operation, in_memory = "transposed_attention", ("query", "key", "y")
 
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"query": self.query, "key": self.key, "y": self.y, "lse": self.lse}
-
     def call(self, backend: Backend) -> dict:
         """P^T y."""
         return {
@@ -178,9 +158,6 @@ class TransposedInputs(_Example):
         product, dtype = expected["product"], self.query.dtype
         bound = transposed_bounds(terms, self.y, self.lse, product, dtype, dtypes["product"], random_walk=random_walk)
         return {"product": bound}
-
-    def __repr__(self) -> str:
-        return f"transposed_attention({_describe(self.arrays)}, scale={self.scale:.6g}, is_causal={self.is_causal})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -196,11 +173,6 @@ class CappedInputs(_Example):
 
     operation = "capped_sums"
 
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        masks = {"mask": self.mask} if isinstance(self.mask, np.ndarray) else {}
-        return {"query": self.query, "key": self.key, "samples": self.samples, "log_caps": self.log_caps} | masks
-
     def call(self, backend: Backend) -> dict:
         """`log_sums` and `n_capped`."""
         q, k, mask, samples, log_caps = self.query, self.key, self.mask, self.samples, self.log_caps
@@ -215,27 +187,19 @@ class CappedInputs(_Example):
         pair = capped_bounds(draws, marked, self.log_caps, log_sums, dtype, random_walk=random_walk)
         return dict(zip(("log_sums", "n_capped"), pair, strict=True))
 
-    def __repr__(self) -> str:
-        mask = f", mask={_describe_rectangle(self.mask)}" if isinstance(self.mask, Rectangle) else ""
-        return f"capped_sums({_describe(self.arrays)}{mask}, scale={self.scale:.6g})"
 
-
-def _describe(arrays: dict[str, np.ndarray]) -> str:
-    """Dtype, shape and strides of arrays, and the entries where they are few."""
-    kinds = {name: f"{name}: {x.dtype} {x.shape} strides {x.strides}" for name, x in arrays.items()}
-    return ", ".join(f"{kinds[name]}{_entries(x)}" for name, x in arrays.items())
-
-
-def _describe_plan(plan: Plan) -> str:
-    """The first rectangles of the first head."""
-    rectangles = plan.heads[0].rectangles
-    return ", ".join([repr(plan), *map(_describe_rectangle, rectangles[:2]), *["..."] * (len(rectangles) > 2)])
-
-
-def _describe_rectangle(r: Rectangle) -> str:
-    kinds = [repr(view) + "".join(_entries(x) for x in (view.query_blocks(), view.key_blocks())) for view in r.views]
-    keys = [f"{getattr(r, name).size} {name}{_entries(getattr(r, name))}" for name in KEY_ARRAYS]
-    return f"rectangle {r.n_q} x {r.n_k} at ({r.query_start}, {r.key_start}) with {', '.join(kinds + keys)}"
+def _describe(x) -> str:
+    """An array by dtype, shape and strides, and the entries where they are few; a plan by its first rectangles."""
+    if isinstance(x, np.ndarray):
+        return f"{x.dtype} {x.shape} strides {x.strides}{_entries(x)}"
+    if isinstance(x, Plan):
+        rectangles = x.heads[0].rectangles
+        return ", ".join([repr(x), *map(_describe, rectangles[:2]), *["..."] * (len(rectangles) > 2)])
+    if isinstance(x, Rectangle):
+        kinds = [f"{view!r}{_entries(view.query_blocks())}{_entries(view.key_blocks())}" for view in x.views]
+        keys = [f"{getattr(x, name).size} {name}{_entries(getattr(x, name))}" for name in KEY_ARRAYS]
+        return f"rectangle {x.n_q} x {x.n_k} at ({x.query_start}, {x.key_start}) with {', '.join(kinds + keys)}"
+    return f"{x:.6g}" if isinstance(x, float) else repr(x)
 
 
 def _entries(x: np.ndarray) -> str:

@@ -28,7 +28,6 @@ from hyperattention_ref.foundation.results import Result
 
 from ..blocked_numpy import BlockedNumpy
 from ..reference import Reference
-from .examples import AttentionInputs, CappedInputs
 from .strategies import attention_inputs, capped_inputs, hash_inputs, sums_inputs, transposed_inputs
 
 REFERENCE, NUMPY = Reference(), BlockedNumpy()
@@ -128,18 +127,12 @@ def _worst(error: np.ndarray, bound: np.ndarray) -> float:
 
 def _check_dtypes(backend: Backend, example, results) -> None:
     """`out` has the dtype of the inputs, `lse` and `log_sums` the working type, or all float64; counts are int64."""
-    found = {name: x.dtype for name, x in results.items()}
-    dtype, work = example.query.dtype, np.promote_types(example.query.dtype, np.float32)
-    double, count = np.dtype(np.float64), np.dtype(np.int64)
-    needed: dict[str, np.dtype]
-    wide: dict[str, np.dtype]
-    if isinstance(example, AttentionInputs):
-        needed, wide = {"out": dtype, "lse": work}, {"out": double, "lse": double}
-    elif isinstance(example, CappedInputs):
-        needed, wide = {"log_sums": work, "n_capped": count}, {"log_sums": double, "n_capped": count}
-    else:  # sums over columns may be wider than sums over rows
-        return
-    _require(backend, example, found in (needed, wide), f"dtypes are {found}; they must be {needed}, or {wide}")
+    work, double, count = np.promote_types(example.query.dtype, np.float32), np.dtype(np.float64), np.dtype(np.int64)
+    narrow = {"out": example.query.dtype, "lse": work, "log_sums": work, "n_capped": count}
+    wide = {"out": double, "lse": double, "log_sums": double, "n_capped": count}
+    found = {name: x.dtype for name, x in results.items() if name in narrow}  # sums over columns may be wider
+    needed, doubled = ({name: dtypes[name] for name in found} for dtypes in (narrow, wide))
+    _require(backend, example, found in (needed, doubled), f"dtypes are {found}; they must be {needed}, or {doubled}")
 
 
 def _require_within(backend, example, results, expected, errors, allowed, label: str) -> None:

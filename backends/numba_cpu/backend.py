@@ -10,6 +10,7 @@ Memory: O(n d) for states and gathered samples; copies of one head where its arr
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -228,17 +229,13 @@ def _plain(x, dtype):
     return _writable(np.require(x, dtype, ["C", "A"]))
 
 
-class _Alias:
-    """The memory of `x` as NumPy reads it, not marked as read-only."""
-
-    def __init__(self, x):
-        self.owner = x
-        self.__array_interface__ = {**x.__array_interface__, "data": (x.ctypes.data, False)}
-
-
 def _writable(x):
     """`x` as kernels take it: they would be compiled again for a read-only array, which is another type to Numba."""
-    return x if x.flags.writeable else np.asarray(_Alias(x))
+    if x.flags.writeable:
+        return x
+    return np.asarray(
+        SimpleNamespace(owner=x, __array_interface__=x.__array_interface__ | {"data": (x.ctypes.data, False)})
+    )
 
 
 def _kernels():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 PIECES = 8
 """Pieces of work for each thread: enough that a slow piece at the end costs little."""
@@ -35,17 +35,10 @@ def run(kernel, work, **arguments) -> None:
         for piece in work:
             kernel(*piece, **arguments)
     else:
-        list(_pool().map(lambda piece: kernel(*piece, **arguments), work))
+        list(_pool(os.getpid(), n_threads()).map(lambda piece: kernel(*piece, **arguments), work))
 
 
-_lock = threading.Lock()
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-
-
-def _pool() -> ThreadPoolExecutor:
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """The pool of this process for this number of threads; a forked child has none of its parent's threads."""
-    key = os.getpid(), n_threads()
-    with _lock:
-        if key not in _pools:
-            _pools[key] = ThreadPoolExecutor(n_threads(), thread_name_prefix="hyperattention")
-        return _pools[key]
+    return ThreadPoolExecutor(threads, thread_name_prefix="hyperattention")

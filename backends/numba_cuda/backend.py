@@ -64,9 +64,7 @@ class NumbaCuda:
             lse = queue.empty(q.shape[:-1], work)
             softmax = SoftmaxLaunches(queue, work.type(scale), q.shape[-2], v.shape[-1])
             for _, head, *arrays, head_out, head_lse in each_head(plan, q, k, v, out, lse):
-                softmax.start()
-                softmax.attend_head(head, arrays)
-                softmax.finish(head_out, head_lse)
+                softmax.attend_head(head, arrays, head_out, head_lse)
         return out.owner, lse.owner
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
@@ -132,20 +130,16 @@ class SoftmaxLaunches:
         self.queue, self.scale, self.n_blocks = queue, scale, queue.tiles(n_q)
         self.state = [queue.empty(shape, scale.dtype) for shape in ((n_q, d_v), (n_q,), (n_q,))]
 
-    def start(self):
-        self.queue.launch("start", self.n_blocks, *self.state)
-
-    def finish(self, out, lse):
-        self.queue.launch("finish", self.n_blocks, *self.state, out, lse)
-
-    def attend_head(self, head: HeadPlan, arrays):
+    def attend_head(self, head: HeadPlan, arrays, out, lse):
         """Rules 8 and 9: the causal leaves, then the rectangles in the order of the plan. `arrays` are q, k, v."""
+        self.queue.launch("start", self.n_blocks, *self.state)
         if head.leaves:
             rows = np.arange(head.n_q)
             tiles = [self._tiles(a, c, first_key=a) for a, c in head.leaves]
             self._attend(arrays, rows, rows, np.concatenate(tiles), is_causal=True)
         for r in head.rectangles:
             self._attend_rectangle(r, arrays)
+        self.queue.launch("finish", self.n_blocks, *self.state, out, lse)
 
     def _attend_rectangle(self, r: Rectangle, arrays):
         """Rules 3, 4 and 7: exact keys, then each view, then the sampled keys, every masked pair once.

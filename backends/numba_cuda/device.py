@@ -93,7 +93,7 @@ class NumbaDevice:
 
     @contextmanager
     def queue(self, *arrays) -> Iterator[Queue]:
-        """The queue for work on these arrays; host arrays are ignored. New arrays are of the first one's library."""
+        """The queue for work on the DeviceArrays among these; new arrays are of the library of the first one."""
         from numba import cuda
 
         on_device = [x for x in arrays if isinstance(x, DeviceArray)]
@@ -137,10 +137,7 @@ class Queue:
 
     def empty(self, shape: tuple[int, ...], dtype) -> DeviceArray:
         """A new array."""
-        dtype = np.dtype(dtype).name
-        if self.like is not None:
-            return new_array(shape, dtype, self.like, otherwise="numba")
-        return LIBRARIES["numba"].view(LIBRARIES["numba"].empty(shape, dtype, None))
+        return new_array(shape, np.dtype(dtype).name, self.like, otherwise="numba")
 
     def upload(self, x) -> DeviceArray:
         """A contiguous copy of a host array."""

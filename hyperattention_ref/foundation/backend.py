@@ -94,6 +94,5 @@ class Backend(Protocol):
 
 def each_head(plan_or_none, *arrays):
     """Iterate over heads in row-major order: the index, the HeadPlan (or None) and the (n, d) arrays of the head."""
-    indices = np.ndindex(arrays[0].shape[:-2])
-    for h, index in enumerate(indices):
+    for h, index in enumerate(np.ndindex(arrays[0].shape[:-2])):
         yield index, plan_or_none.heads[h] if plan_or_none else None, *(x[index] for x in arrays)

@@ -36,8 +36,7 @@ def head(name: str, x, memory: Memory = HOST):
 def query_key(q, k, memory: Memory = HOST):
     """One query head `(n_q, d)` and one key head `(n_k, d)`, as float64."""
     q, k = head("query", q, memory), head("key", k, memory)
-    if q.shape[1] != k.shape[1]:
-        raise ValueError(f"query has d = {q.shape[1]} and key has d = {k.shape[1]}; they must be equal")
+    _matching(q, k)
     return q, k
 
 

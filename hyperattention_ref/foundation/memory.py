@@ -113,8 +113,6 @@ def device_kind(x) -> str | None:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         on_gpu = x.is_cuda
-    elif isinstance(x, np.ndarray):
-        on_gpu = False
     elif library_of(x) == "cupy":
         on_gpu = True
     elif hasattr(type(x), "__dlpack_device__"):

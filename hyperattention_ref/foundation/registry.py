@@ -1,14 +1,12 @@
 """The registry of backends: their names, whether they can run here, and which of them a call uses.
 
-Modules are named by strings and imported on demand, so this module imports no backend.
+Every backend is an entry point, imported on demand, so this module imports no backend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from hyperattention_ref.foundation.backend import Backend
@@ -17,32 +15,30 @@ from hyperattention_ref.foundation.memory import device_kind, library_of
 ENTRY_POINT_GROUP = "hyperattention_ref.backends"
 
 _BUILT_IN = {
-    "reference": "hyperattention_ref.backends.reference:Reference",
-    "numpy": "hyperattention_ref.backends.blocked_numpy:BlockedNumpy",
-    "numba": "hyperattention_ref.backends.numba_cpu:NumbaCPU",
-    "numba-cuda": "hyperattention_ref.backends.numba_cuda:NumbaCuda",
-    "cupy": "hyperattention_ref.backends.cuda_cpp:CupyBackend",
+    name: EntryPoint(name, f"hyperattention_ref.backends.{target}", ENTRY_POINT_GROUP)
+    for name, target in {
+        "reference": "reference:Reference",
+        "numpy": "blocked_numpy:BlockedNumpy",
+        "numba": "numba_cpu:NumbaCPU",
+        "numba-cuda": "numba_cuda:NumbaCuda",
+        "cupy": "cuda_cpp:CupyBackend",
+    }.items()
 }
 
 
-def _built_in(target: str) -> Callable[[], type]:
-    module, _, attribute = target.partition(":")
-    return lambda: getattr(import_module(module), attribute)
-
-
-def _loaders() -> dict[str, Callable[[], type]]:
-    """How to import each known backend class, by name."""
-    loaders = {name: _built_in(target) for name, target in _BUILT_IN.items()}
+def _known() -> dict[str, EntryPoint]:
+    """Where each known backend class is, by name."""
+    known = dict(_BUILT_IN)
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in loaders:
+        if point.name in known:
             raise RuntimeError(f"entry point {point.value} redefines the backend {point.name!r}; rename or remove it")
-        loaders[point.name] = point.load
-    return loaders
+        known[point.name] = point
+    return known
 
 
 def backend_status() -> dict[str, str | None]:
     """For every known backend, why it cannot run here, or None if it can."""
-    return {name: _try_load(loader)[1] for name, loader in _loaders().items()}
+    return {name: _try_load(point)[1] for name, point in _known().items()}
 
 
 def available_backends() -> list[str]:
@@ -53,10 +49,10 @@ def available_backends() -> list[str]:
 def get_backend(name: str) -> Backend:
     """The backend of that name; a ValueError says why it is unavailable."""
     # A built-in backend does not need the entry points of installed packages.
-    loaders = {name: _built_in(_BUILT_IN[name])} if name in _BUILT_IN else _loaders()
-    if name not in loaders:
-        raise ValueError(f"backend {name!r} is unknown; known here: {', '.join(loaders)}")
-    backend, reason = _try_load(loaders[name])
+    known = _BUILT_IN if name in _BUILT_IN else _known()
+    if name not in known:
+        raise ValueError(f"backend {name!r} is unknown; known here: {', '.join(known)}")
+    backend, reason = _try_load(known[name])
     if reason is not None:
         raise ValueError(f"backend {name!r} cannot run here: {reason}; available: {', '.join(available_backends())}")
     return backend
@@ -89,9 +85,9 @@ def _instance(kind: type) -> Any:
     return kind()
 
 
-def _try_load(loader: Callable[[], type]) -> tuple[Any, str | None]:
+def _try_load(point: EntryPoint) -> tuple[Any, str | None]:
     try:
-        backend = _instance(loader())
+        backend = _instance(point.load())
         return backend, backend.unavailable()
     except Exception as error:  # a broken plug-in must not disable the others; its error is reported instead
         return None, f"{type(error).__name__}: {error}"

@@ -4,6 +4,7 @@ import math
 import sys
 import types
 from functools import cache
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -417,7 +418,8 @@ def test_hardness_is_that_of_the_host(is_causal, monkeypatch):
 
 @emulated
 def test_a_survey_runs_on_the_device(monkeypatch):
-    monkeypatch.setitem(registry._BUILT_IN, "emulated", f"{EmulatedBackend.__module__}:EmulatedBackend")
+    point = EntryPoint("emulated", f"{EmulatedBackend.__module__}:EmulatedBackend", backends.ENTRY_POINT_GROUP)
+    monkeypatch.setitem(registry._BUILT_IN, "emulated", point)
     facts = vars(hr.load_sample_heads()[0])
     names = ("query", "key", "value", "scale", "is_causal", "layer", "head")
     head = hr.AttentionMap(**{name: facts[name] for name in names}, model="", source="")

@@ -1,6 +1,7 @@
 """What the tests of the benchmark share: small settings, known ceilings, and planted backends."""
 
 import sys
+from importlib.metadata import EntryPoint
 from types import ModuleType
 
 import numpy as np
@@ -32,7 +33,8 @@ def plant(monkeypatch, planted, name="planted"):
     module = ModuleType(f"planted_{name}")
     module.Planted = type("Planted", (planted,), {"name": name})
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(registry._BUILT_IN, name, f"{module.__name__}:Planted")
+    point = EntryPoint(name, f"{module.__name__}:Planted", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setitem(registry._BUILT_IN, name, point)
 
 
 def check(output, truth):

@@ -293,8 +293,8 @@ ARITHMETIC = {
     "running total not rescaled": (SOFTMAX, "fold", "self.total[rows] * decay", "self.total[rows]"),
     "log-weights dropped": (SOFTMAX, "tiles", "if log_weights is not None", "if False"),
     "excluded pairs kept": (SOFTMAX, "tiles", "if excluded is not None", "if False"),
-    "causal diagonal excluded": (blocked_numpy, "exact_head", "keys > rows[:, None]", "keys >= rows[:, None]"),
-    "causal tile cut one key early": (blocked_numpy, "exact_head", "keys[: rows[-1] + 1]", "keys[: rows[-1]]"),
+    "causal diagonal excluded": (SOFTMAX, "existing_tiles", "keys > rows[:, None]", "keys >= rows[:, None]"),
+    "causal tile cut one key early": (SOFTMAX, "existing_tiles", "keys[: rows[-1] + 1]", "keys[: rows[-1]]"),
     "exact keys forgotten": (
         blocked_numpy,
         "rectangle_attention",
