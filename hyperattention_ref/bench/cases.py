@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,48 +41,77 @@ SWEEP_BUDGETS = (64, 128, 256, 512, 1024, 2048)
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CallSettings(Result):
-    """The arguments of a call besides its arrays.
+    """The arguments of `hyper_attention` besides its inputs.
 
     Attributes
     ----------
-    dim : coordinates of a query.
-    is_causal : causal attention.
     block_size, sample_size, min_seq_len : of `hyper_attention`.
     seed : of everything random.
     """
 
-    dim: int = 64
-    is_causal: bool = False
     block_size: int = 256
     sample_size: int = 256
     min_seq_len: int = 4096
     seed: int = 0
 
+    def with_budget(self, budget: int | None) -> CallSettings:
+        """The same with this budget of keys, half of it in blocks and half sampled, unless it is None."""
+        return self if budget is None else replace(self, block_size=budget // 2, sample_size=budget // 2)
 
-SomeSettings = TypeVar("SomeSettings", bound=CallSettings)
+    @property
+    def plan_options(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return {name: getattr(self, name) for name in ("block_size", "sample_size", "min_seq_len")} | {"rng": self.seed}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class BenchSettings(CallSettings):
-    """What is measured, on what, and how often; see also `CallSettings`.
+class RunSettings(CallSettings):
+    """What both benchmarks are told; see also `CallSettings`.
 
     Attributes
     ----------
     n : lengths, in ascending order.
-    heads, value_dim : shape of the inputs, with `dim`; `value_dim` None means `dim`.
+    heads : of the inputs.
     backends : names; everything is compared with HyperAttention of the first.
+    repeats : timed runs of each call.
+    seconds : a call that has taken so long in all is run three times only.
+    """
+
+    n: tuple[int, ...]
+    heads: int
+    backends: tuple[str, ...]
+    repeats: int
+    seconds: float
+
+    def __post_init__(self):
+        for name in ("heads", "block_size", "sample_size", "min_seq_len", "repeats"):
+            object.__setattr__(self, name, inputs.count(name, getattr(self, name)))
+        object.__setattr__(self, "n", tuple(sorted({inputs.count("n", n, least=2) for n in self.n})))
+        object.__setattr__(self, "seconds", inputs.positive("seconds", self.seconds))
+        object.__setattr__(self, "seed", inputs.count("seed", self.seed, least=0))
+        object.__setattr__(self, "backends", tuple(dict.fromkeys(self.backends)))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BenchSettings(RunSettings):
+    """What is measured, on what, and how often; see also `RunSettings`.
+
+    Attributes
+    ----------
+    dim, value_dim : coordinates of a query and of a value; `value_dim` None means `dim`.
+    is_causal : causal attention.
     against : names of rivals, see `rivals.py`.
     families : inputs on which error is measured against time, see FAMILIES.
     dtype : float32 or float64.
-    repeats : timed runs of each call.
-    seconds : a call that has taken so long in all is run three times only.
     measure : also time the exact measures that `hardness` is made of.
     threads : for every library alike; by default the cores that this process may use.
     """
 
     n: tuple[int, ...] = (4096, 16384, 32768)
     heads: int = 1
+    dim: int = 64
     value_dim: int | None = None
+    is_causal: bool = False
     backends: tuple[str, ...] = ("numba",)
     against: tuple[str, ...] = tuple(RIVALS)
     families: tuple[str, ...] = FAMILIES[:3]
@@ -93,15 +122,11 @@ class BenchSettings(CallSettings):
     threads: int = field(default_factory=lambda: available_cores())
 
     def __post_init__(self):
-        for name in ("heads", "dim", "block_size", "sample_size", "min_seq_len", "repeats"):
-            object.__setattr__(self, name, inputs.count(name, getattr(self, name)))
-        object.__setattr__(self, "n", tuple(sorted({inputs.count("n", n, least=2) for n in self.n})))
+        super().__post_init__()
+        object.__setattr__(self, "dim", inputs.count("dim", self.dim))
         if self.value_dim is not None:
             object.__setattr__(self, "value_dim", inputs.count("value_dim", self.value_dim))
         object.__setattr__(self, "threads", inputs.count("threads", self.threads, most=available_cores()))
-        object.__setattr__(self, "seconds", inputs.positive("seconds", self.seconds))
-        object.__setattr__(self, "seed", inputs.count("seed", self.seed, least=0))
-        object.__setattr__(self, "backends", tuple(dict.fromkeys(self.backends)))
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         for name, known in (("against", tuple(RIVALS)), ("families", FAMILIES)):
@@ -138,12 +163,13 @@ def available_cores() -> int:
 
 
 class Heads(NamedTuple):
-    """The inputs of one case: arrays `(heads, n, d)` and `(heads, n, d_v)`, and the scale of the logits."""
+    """The inputs of one case: arrays `(heads, n, d)` and `(heads, n, d_v)`, the scale of the logits, and the mask."""
 
     query: np.ndarray
     key: np.ndarray
     value: np.ndarray
     scale: float
+    is_causal: bool = False
 
     @property
     def n(self) -> int:
@@ -152,6 +178,11 @@ class Heads(NamedTuple):
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.query, self.key, self.value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of attention besides the arrays."""
+        return {"scale": self.scale, "is_causal": self.is_causal}
 
     @property
     def n_bytes(self) -> int:
@@ -167,7 +198,7 @@ def make_heads(settings: BenchSettings, family: str, n: int) -> Heads:
         streams = np.random.default_rng([settings.seed, n]).spawn(settings.heads)
         heads = [generate(n, settings.dim, rng=rng, d_v=settings.d_v) for rng in streams]
     q, k, v = (np.stack([getattr(h, x) for h in heads]).astype(settings.dtype) for x in ("query", "key", "value"))
-    return Heads(q, k, v, heads[0].scale)
+    return Heads(q, k, v, heads[0].scale, settings.is_causal)
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,10 +236,17 @@ class Contestant(Result):
         return self.kind in (WHOLE, PLANNED, LEAVES)
 
 
+def backend_calls(backends: Iterable[str], *, has_exact: bool = True) -> list[Contestant]:
+    """The calls of each backend that are timed."""
+    kinds = (WHOLE, PLANNED, EXACT) if has_exact else (WHOLE, PLANNED)
+    return [Contestant(name, kind) for name in backends for kind in kinds]
+
+
 def contestants(settings: BenchSettings) -> list[Contestant]:
     """What is timed at every n: three calls of each backend, and the rivals that support the settings."""
-    calls = [Contestant(name, kind) for name in settings.backends for kind in (WHOLE, PLANNED, EXACT)]
-    return calls + [Contestant(name, RIVAL) for name in settings.against if name not in left_out(settings)]
+    return backend_calls(settings.backends) + [
+        Contestant(name, RIVAL) for name in settings.against if name not in left_out(settings)
+    ]
 
 
 def sweep(settings: BenchSettings, n: int) -> list[Contestant]:
@@ -229,18 +267,9 @@ def left_out(settings: BenchSettings) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def with_budget(settings: SomeSettings, contestant: Contestant) -> SomeSettings:
-    """The settings with the contestant's budget of keys, half of it in blocks and half sampled."""
-    if contestant.budget is None:
-        return settings
-    return replace(settings, block_size=contestant.budget // 2, sample_size=contestant.budget // 2)
-
-
 def planned(settings: CallSettings, heads: Heads, backend: str) -> Plan:
     """The plan that the whole call makes from the same seed."""
-    return make_plan(
-        heads.query, heads.key, backend=backend, **_plan_options(settings), **_attention_options(settings, heads)
-    )
+    return make_plan(heads.query, heads.key, backend=backend, **settings.plan_options, **heads.options)
 
 
 def prepare(contestant: Contestant, settings: CallSettings, heads: Heads, backend=None) -> Callable[[], np.ndarray]:
@@ -248,36 +277,25 @@ def prepare(contestant: Contestant, settings: CallSettings, heads: Heads, backen
 
     `backend` is the one that runs, if the contestant's engine does not name it.
     """
-    q, k, v, _ = heads
-    options = _attention_options(settings, heads)
+    q, k, v = heads.arrays
     if contestant.kind == RIVAL:
         rival = RIVALS[contestant.engine]
-        budget = contestant.budget or (rival.default_budget(settings.dim) if rival.budgets else None)
-        return rival.prepare(q, k, v, budget=budget, seed=settings.seed, **options)
-    options["backend"] = backend or contestant.engine
+        return rival.prepare(q, k, v, budget=contestant.budget, seed=settings.seed, **heads.options)
+    options = heads.options | {"backend": backend or contestant.engine}
     if contestant.kind == EXACT:
         return lambda: exact_attention(q, k, v, **options)
-    settings = with_budget(settings, contestant)
+    settings = settings.with_budget(contestant.budget)
     if contestant.kind == PLANNED:
         plan = planned(settings, heads, contestant.engine)
         return lambda: hyper_attention(q, k, v, plan=plan, **options)
-    return lambda: hyper_attention(q, k, v, **_plan_options(settings), **options)
+    return lambda: hyper_attention(q, k, v, **settings.plan_options, **options)
 
 
-def logits(contestant: Contestant, plan: Plan | None, heads: Heads, is_causal: bool) -> int | None:
+def logits(contestant: Contestant, plan: Plan | None, heads: Heads) -> int | None:
     """Logits that the call evaluates, from its plan or from the lengths; None for a rival's approximation."""
     if contestant.is_planned and plan is not None:
         leaves = sum(math.comb(c - a + 1, 2) for head in plan.heads for a, c in head.leaves)
         return leaves + sum(r.n_logits for head in plan.heads for r in head.rectangles)
     if contestant.is_exact:
-        return len(heads.query) * (math.comb(heads.n + 1, 2) if is_causal else heads.n**2)
+        return len(heads.query) * (math.comb(heads.n + 1, 2) if heads.is_causal else heads.n**2)
     return None
-
-
-def _plan_options(settings: CallSettings) -> dict[str, Any]:
-    names = ("block_size", "sample_size", "min_seq_len")
-    return {name: getattr(settings, name) for name in names} | {"rng": settings.seed}
-
-
-def _attention_options(settings: CallSettings, heads: Heads) -> dict[str, Any]:
-    return {"scale": heads.scale, "is_causal": settings.is_causal}

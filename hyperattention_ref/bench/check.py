@@ -12,7 +12,7 @@ gate A alone would allow an error as large as the output, that is a hundredth of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -90,27 +90,28 @@ class Piece(NamedTuple):
     is_causal: bool = False
 
 
-def exact_rows(heads: Heads, *, is_causal: bool, seed: int, is_bfloat: bool = False, workers: int = 1) -> DrawnRows:
-    """Rows of exact attention. Cost O(rows n d) for each head.
+def true_rows(
+    heads: Heads, plan: Plan | None = None, *, seed: int, is_bfloat: bool = False, workers: int = 1
+) -> DrawnRows:
+    """Rows of exact attention, at O(rows n d) for each head, or of that of a plan, at O(rows (n + keys met d)).
 
     `heads` may be any sequences of heads, each of which NumPy can take. With `is_bfloat` their numbers are those of
     bfloat16, and so is the output to be checked. `workers` heads are computed at a time.
     """
+    drawn = draw_rows(seed, heads.n, min(ROWS, heads.n), len(heads.query))
 
-    def pieces(head: int, rows: np.ndarray) -> Iterator[Piece]:
-        for panel in np.split(rows, range(PANEL, len(rows), PANEL)):
-            yield Piece(panel, np.arange(panel[-1] + 1 if is_causal else heads.n), is_causal=is_causal)
+    def one_head(h: int) -> list[tuple]:
+        q, k, v = (np.asarray(x[h]) for x in heads.arrays)
+        pieces = _exact_pieces(heads, drawn[h]) if plan is None else (_planned_row(plan.heads[h], i) for i in drawn[h])
+        return [_piece(q, k, v, heads.scale, piece, is_bfloat) for piece in pieces]
 
-    return _rows(heads, pieces, seed, is_bfloat, workers)
-
-
-def planned_rows(heads: Heads, plan: Plan, *, seed: int, is_bfloat: bool = False, workers: int = 1) -> DrawnRows:
-    """Rows of the attention of a plan, as `exact_rows`. Cost O(rows (n + keys met d)) for each head."""
-
-    def pieces(head: int, rows: np.ndarray) -> Iterator[Piece]:
-        return (_planned_row(plan.heads[head], row) for row in rows)
-
-    return _rows(heads, pieces, seed, is_bfloat, workers)
+    with ThreadPoolExecutor(workers) as pool:
+        parts = [part for head in pool.map(one_head, range(len(drawn))) for part in head]
+    out, bound, unit, floor, numpy_out = (np.concatenate(x) for x in zip(*parts, strict=True))
+    worst = np.max(np.abs(numpy_out - out) / unit)
+    allowed = np.minimum(bound, MULTIPLE * worst * unit + floor)
+    shape = (len(drawn), -1, out.shape[-1])
+    return DrawnRows(drawn, out.reshape(shape), allowed.reshape(shape))
 
 
 def bfloat(x) -> np.ndarray:
@@ -118,11 +119,17 @@ def bfloat(x) -> np.ndarray:
     return from_bfloat16_bits(bfloat16_bits(x))
 
 
-def mean_of_values(heads: Heads, is_causal: bool) -> np.ndarray:
+def mean_of_values(heads: Heads) -> np.ndarray:
     """The baseline that looks at no query: the mean of V, with causal attention of V_0 .. V_i."""
-    if is_causal:
+    if heads.is_causal:
         return np.cumsum(heads.value, axis=1, dtype=np.float64) / np.arange(1, heads.n + 1)[:, None]
     return np.broadcast_to(heads.value.mean(axis=1, keepdims=True, dtype=np.float64), heads.value.shape)
+
+
+def _exact_pieces(heads: Heads, rows: np.ndarray) -> Iterator[Piece]:
+    for panel in np.split(rows, range(PANEL, len(rows), PANEL)):
+        keys = np.arange(panel[-1] + 1 if heads.is_causal else heads.n)
+        yield Piece(panel, keys, is_causal=heads.is_causal)
 
 
 def _planned_row(head: HeadPlan, row: int) -> Piece:
@@ -141,22 +148,6 @@ def _planned_row(head: HeadPlan, row: int) -> Piece:
     leaves = sum(a <= row < c for a, c in head.leaves)
     parts = leaves + sum(len(r.views) + bool(r.exact_keys.size) + bool(r.sampled_keys.size) for r in met)
     return Piece(np.array([row]), keys, HeadPlan(1, len(keys), (rectangle,)), max(parts - 1, 0))
-
-
-def _rows(heads: Heads, pieces: Callable, seed: int, is_bfloat: bool, workers: int) -> DrawnRows:
-    drawn = draw_rows(seed, heads.n, min(ROWS, heads.n), len(heads.query))
-
-    def one_head(h: int) -> list[tuple]:
-        q, k, v = (np.asarray(x[h]) for x in heads.arrays)
-        return [_piece(q, k, v, heads.scale, piece, is_bfloat) for piece in pieces(h, drawn[h])]
-
-    with ThreadPoolExecutor(workers) as pool:
-        parts = [part for head in pool.map(one_head, range(len(drawn))) for part in head]
-    out, bound, unit, floor, numpy_out = (np.concatenate(x) for x in zip(*parts, strict=True))
-    worst = np.max(np.abs(numpy_out - out) / unit)
-    allowed = np.minimum(bound, MULTIPLE * worst * unit + floor)
-    shape = (len(drawn), -1, out.shape[-1])
-    return DrawnRows(drawn, out.reshape(shape), allowed.reshape(shape))
 
 
 def _piece(q, k, v, scale: float, piece: Piece, is_bfloat: bool) -> tuple:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hyperattention_ref.bench.cases import RIVAL, CallSettings, Contestant, Heads, logits, planned, with_budget
-from hyperattention_ref.bench.check import Check, DrawnRows, exact_rows, mean_of_values, planned_rows
+from hyperattention_ref.bench.cases import RIVAL, CallSettings, Contestant, Heads, logits, planned
+from hyperattention_ref.bench.check import Check, DrawnRows, mean_of_values, true_rows
 from hyperattention_ref.bench.device import Call, Device
 from hyperattention_ref.bench.results import ContestantResult
 from hyperattention_ref.bench.timing import timed
@@ -29,8 +29,7 @@ class OutputChecker:
         self.device, self.settings, self.heads = device, settings, heads
         self.on_host = device.on_host(heads)
         self.options = options | {"seed": settings.seed + ROWS_SEED}
-        is_causal = settings.is_causal
-        self.exact = exact_rows(self.on_host, is_causal=is_causal, **self.options) if has_exact else None
+        self.exact = true_rows(self.on_host, **self.options) if has_exact else None
         self._planned: dict[tuple, tuple[Plan, DrawnRows]] = {}
 
     def first_run(self, contestant: Contestant) -> tuple[Call, ContestantResult]:
@@ -47,14 +46,14 @@ class OutputChecker:
         return call, ContestantResult(
             **facts,
             check=truth.check(rows) if truth else Check(True),
-            logits=logits(contestant, plan, self.heads, self.settings.is_causal),
+            logits=logits(contestant, plan, self.heads),
             relative_error=self.exact.relative_error(rows) if self.exact else None,
         )
 
     def baselines(self) -> dict[str, float]:
         """Relative errors of the two estimates that look at no query."""
         assert self.exact is not None
-        mean = mean_of_values(self.on_host, self.settings.is_causal)
+        mean = mean_of_values(self.on_host)
         return {"zero": 1.0, "mean": self.exact.relative_error(self.device.rows(mean, self.exact.rows))}
 
     def _truth(self, contestant: Contestant) -> tuple[Plan | None, DrawnRows | None]:
@@ -65,6 +64,6 @@ class OutputChecker:
             return None, None
         key = contestant.backend, contestant.budget
         if key not in self._planned:
-            plan = planned(with_budget(self.settings, contestant), self.heads, contestant.backend)
-            self._planned[key] = plan, planned_rows(self.on_host, plan, **self.options)
+            plan = planned(self.settings.with_budget(contestant.budget), self.heads, contestant.backend)
+            self._planned[key] = plan, true_rows(self.on_host, plan, **self.options)
         return self._planned[key]

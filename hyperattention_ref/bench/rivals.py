@@ -18,6 +18,8 @@ from io import StringIO
 import numpy as np
 
 EXTRA = 'pip install "hyperattention-ref[bench]"'
+OWN_BUDGET = 256
+"""Landmarks, and keys in a window, where the contestant names no budget."""
 
 
 @dataclass(frozen=True)
@@ -27,26 +29,23 @@ class Rival:
     Attributes
     ----------
     title : its name in tables.
-    module, package : what is imported, and the name of the package that has it.
+    module : what is imported; the package has the same name, with hyphens.
     about : what is called, and with which options.
-    prepare : from (q, k, v, scale, is_causal, budget, seed) to the call that is timed.
+    prepare : from (q, k, v, scale, is_causal, budget, seed) to the call that is timed; budget None is the rival's own.
     budgets : of the plot of error against time; None for exact attention.
     budget_name : what a budget counts.
     reach : keys that a query meets for each unit of the budget.
-    default_budget : at dimension d, where the contestant names none.
     can_be_causal : whether it has a causal form.
     needs_equal_dims : why values must have as many coordinates as queries, or None.
     """
 
     title: str
     module: str
-    package: str
     about: str
     prepare: Callable[..., Callable[[], np.ndarray]]
     budgets: tuple[int, ...] | None = None
     budget_name: str = ""
     reach: int = 1
-    default_budget: Callable[[int], int] = lambda d: 256
     can_be_causal: bool = True
     needs_equal_dims: str | None = None
 
@@ -56,7 +55,7 @@ def missing(names: Iterable[str]) -> str | None:
     absent = [name for name in names if find_spec(RIVALS[name].module) is None]
     if not absent:
         return None
-    packages = ", ".join(dict.fromkeys(RIVALS[name].package for name in absent))
+    packages = ", ".join(dict.fromkeys(RIVALS[name].module.replace("_", "-") for name in absent))
     return f"{', '.join(absent)}: needs {packages}, not installed here; {EXTRA}, or name others with --against"
 
 
@@ -81,13 +80,14 @@ def _sdpa(q, k, v, *, scale, is_causal, budget, seed):
 def _performer(q, k, v, *, scale, is_causal, budget, seed):
     import torch
 
+    features = max(1, int(q.shape[-1] * math.log(q.shape[-1])))
     with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # deprecated imports inside the package
         from performer_pytorch import FastAttention
 
         torch.manual_seed(seed)
         # Without CUDA the package takes its causal form in plain Torch, and says so on stdout.
-        attention = FastAttention(dim_heads=q.shape[-1], nb_features=budget, causal=is_causal)
+        attention = FastAttention(dim_heads=q.shape[-1], nb_features=budget or features, causal=is_causal)
     q, k, v = (torch.from_numpy(x[None]) for x in (_with_default_scale(q, scale), k, v))
     return _without_gradients(lambda: attention(q, k, v)[0])
 
@@ -97,7 +97,7 @@ def _nystrom(q, k, v, *, scale, is_causal, budget, seed):
     from nystrom_attention import NystromAttention
 
     d = q.shape[-1]
-    attention = NystromAttention(dim=3 * d, dim_head=d, heads=1, num_landmarks=budget, residual=False)
+    attention = NystromAttention(dim=3 * d, dim_head=d, heads=1, num_landmarks=budget or OWN_BUDGET, residual=False)
     attention.to_qkv = attention.to_out = torch.nn.Identity()  # its input is split into query, key and value as it is
     x = torch.from_numpy(np.concatenate([_with_default_scale(q, scale), k, v], axis=-1))
     return _without_gradients(lambda: attention(x))
@@ -108,7 +108,7 @@ def _local(q, k, v, *, scale, is_causal, budget, seed):
     from local_attention import LocalAttention
 
     options = {"causal": is_causal, "autopad": True, "use_rotary_pos_emb": False, "scale": scale}
-    attention = LocalAttention(window_size=budget, **options)
+    attention = LocalAttention(window_size=budget or OWN_BUDGET, **options)
     q, k, v = (torch.from_numpy(x) for x in (q, k, v))
     return _without_gradients(lambda: attention(q, k, v))
 
@@ -132,7 +132,6 @@ RIVALS = {
     "sdpa": Rival(
         "PyTorch SDPA",
         "torch",
-        "torch",
         "torch.nn.functional.scaled_dot_product_attention: exact",
         _sdpa,
         needs_equal_dims="otherwise PyTorch forms the n x n matrix",
@@ -140,18 +139,15 @@ RIVALS = {
     "performer": Rival(
         "Performer",
         "performer_pytorch",
-        "performer-pytorch",
         "performer_pytorch.FastAttention: random features of the softmax kernel; causal in its form without CUDA, "
         "which the package calls inefficient",
         _performer,
         budgets=(32, 64, 128, 256, 512),
         budget_name="random features",
-        default_budget=lambda d: max(1, int(d * math.log(d))),
     ),
     "nystrom": Rival(
         "Nyström attention",
         "nystrom_attention",
-        "nystrom-attention",
         "nystrom_attention.NystromAttention: landmarks; projections replaced by the identity, no residual",
         _nystrom,
         budgets=(16, 32, 64, 128, 256, 512),
@@ -162,7 +158,6 @@ RIVALS = {
     "local": Rival(
         "local attention",
         "local_attention",
-        "local-attention",
         "local_attention.LocalAttention: a window, the one before and, unless causal, the one after",
         _local,
         budgets=(32, 64, 128, 256, 512),

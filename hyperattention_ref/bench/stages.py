@@ -54,15 +54,15 @@ def measure_stages(settings: BenchSettings, heads: Heads, backend: str) -> dict[
 
 def _calls(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, Callable[[], Any]]:
     engine, plan = get_backend(backend), planned(settings, heads, backend)
-    q, k, v, scale = heads
+    q, k, v = heads.arrays
 
     def checks():
-        *_, largest = inputs.measured_heads(q, k, v, is_causal=settings.is_causal)
-        plan.check_fits(q.shape[:-2], q.shape[-2], k.shape[-2], settings.is_causal, q.dtype)
-        inputs.logit_range(q, k, scale, v, draws=plan.most_draws, largest=largest)
+        *_, largest = inputs.measured_heads(q, k, v, is_causal=heads.is_causal)
+        plan.check_fits(q.shape[:-2], q.shape[-2], k.shape[-2], heads.is_causal, q.dtype)
+        inputs.logit_range(q, k, heads.scale, v, draws=plan.most_draws, largest=largest)
 
     def attend(part: Plan):
-        return lambda: engine.planned_attention(q, k, v, part, scale=scale)
+        return lambda: engine.planned_attention(q, k, v, part, scale=heads.scale)
 
     no_samples: dict[str, Any] = {"sampled_keys": (), "log_weights": ()}
     return {

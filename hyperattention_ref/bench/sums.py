@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from hyperattention_ref.bench.cases import BenchSettings, Heads, planned
@@ -23,22 +21,21 @@ def measure_sums(settings: BenchSettings, heads: Heads, backend: str) -> dict[st
     """Median seconds of each of PASSES; a causal plan, which these sums do not take as a mask, is left out."""
     engine = get_backend(backend)
     q, k, v = (x[0] for x in heads.arrays)
-    options: dict[str, Any] = {"scale": heads.scale, "is_causal": settings.is_causal}
     x = np.random.default_rng(settings.seed).standard_normal((len(k), 1)).astype(k.dtype)
-    lse = engine.attention_sums(q, k, None, **options).log_total
+    lse = engine.attention_sums(q, k, None, **heads.options).log_total
 
     def lanczos_step():
-        y, _ = engine.exact_attention(q, k, x, **options)
-        engine.transposed_attention(q, k, y, lse, **options)
+        y, _ = engine.exact_attention(q, k, x, **heads.options)
+        engine.transposed_attention(q, k, y, lse, **heads.options)
 
     calls = {
-        "exact attention": lambda: engine.exact_attention(q, k, v, **options),
-        "sums": lambda: engine.attention_sums(q, k, None, **options),
+        "exact attention": lambda: engine.exact_attention(q, k, v, **heads.options),
+        "sums": lambda: engine.attention_sums(q, k, None, **heads.options),
         "Lanczos step": lanczos_step,
     }
-    if not settings.is_causal:
+    if not heads.is_causal:
         (rectangle,) = planned(settings, heads, backend).heads[0].rectangles
-        calls["sums with the plan"] = lambda: engine.attention_sums(q, k, rectangle, **options)
+        calls["sums with the plan"] = lambda: engine.attention_sums(q, k, rectangle, **heads.options)
     for call in calls.values():
         call()
     times = take_turns(calls, settings.repeats, settings.seconds)

@@ -27,14 +27,14 @@ def test_logits_are_counted_from_the_plan_and_from_the_lengths():
     heads = make_heads(replace(SMALL, heads=2), "gaussian", 100)
     whole, exact = Contestant("numpy", WHOLE), Contestant("numpy", EXACT)
     plan = planned(SMALL, heads, "numpy")
-    assert logits(whole, plan, heads, False) == 2 * (6 * 16**2 + 4**2 + 100 * 16)
-    assert logits(exact, None, heads, False) == 2 * 100**2
-    assert logits(exact, None, heads, True) == 100 * 101
-    assert logits(Contestant("performer", RIVAL), None, heads, False) is None
-    causal = planned(replace(SMALL, is_causal=True), heads, "numpy")
+    assert logits(whole, plan, heads) == 2 * (6 * 16**2 + 4**2 + 100 * 16)
+    assert logits(exact, None, heads) == 2 * 100**2
+    assert logits(exact, None, heads._replace(is_causal=True)) == 100 * 101
+    assert logits(Contestant("performer", RIVAL), None, heads) is None
+    causal = planned(SMALL, heads._replace(is_causal=True), "numpy")
     counted = sum(np.count_nonzero(head.rows(range(100))) for head in causal.heads)
     counted += sum(r.n_q * r.sampled_keys.size for head in causal.heads for r in head.rectangles)
-    assert logits(whole, causal, heads, True) == counted  # one view for each rectangle: no pair is counted twice
+    assert logits(whole, causal, heads) == counted  # one view for each rectangle: no pair is counted twice
 
 
 @pytest.mark.parametrize("name", ["n", "backends", "families"])

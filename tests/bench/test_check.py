@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import hyperattention_ref as hr
 from hyperattention_ref.backends.conformance.examples import AttentionInputs
 from hyperattention_ref.bench.cases import Heads, contestants, make_heads, planned, prepare
-from hyperattention_ref.bench.check import bfloat, exact_rows, mean_of_values, planned_rows
+from hyperattention_ref.bench.check import bfloat, mean_of_values, true_rows
 from hyperattention_ref.bench.device import Device
 from tests.backends.cuda_cpp.emulation.battery import from_bfloat, on_storage, to_bfloat
 from tests.backends.cuda_cpp.emulation.device import EmulatedBackend, missing_compiler
@@ -47,8 +47,8 @@ def test_drawn_rows_are_the_rows_of_the_reference(data):
         "planned": hr.hyper_attention(*heads.arrays, plan=plan, **options),
     }
     rows = {
-        "exact": exact_rows(heads, is_causal=settings.is_causal, seed=1),
-        "planned": planned_rows(heads, plan, seed=1),
+        "exact": true_rows(heads, seed=1),
+        "planned": true_rows(heads, plan, seed=1),
     }
     for name, truth in rows.items():
         assert (
@@ -67,7 +67,7 @@ def test_small_mistakes_are_seen(is_causal):
     settings = replace(SMALL, is_causal=is_causal)
     heads = make_heads(settings, "gaussian", 128)
     plan = planned(settings, heads, "numpy")
-    truth = planned_rows(heads, plan, seed=1)
+    truth = true_rows(heads, plan, seed=1)
     right = hr.hyper_attention(*heads.arrays, plan=plan, scale=heads.scale, is_causal=is_causal, backend="numpy")
     assert check(right, truth).is_right
     assert not check(right * np.float32(1 + 2e-4), truth).is_right
@@ -83,11 +83,12 @@ def test_the_mean_of_values_is_flat_attention():
     heads = make_heads(replace(SMALL, heads=2), "flat", 40)
     for is_causal in (False, True):
         exact = hr.exact_attention(*heads.arrays, is_causal=is_causal, backend="reference")
-        assert mean_of_values(heads, is_causal) == pytest.approx(exact, abs=1e-12)
+        assert mean_of_values(heads._replace(is_causal=is_causal)) == pytest.approx(exact, abs=1e-12)
 
 
-def bfloat_heads(n, d=16, n_heads=2):
-    return Heads(*(bfloat(x) for x in np.random.default_rng(n).standard_normal((3, n_heads, n, d))), d**-0.5)
+def bfloat_heads(n, d=16, n_heads=2, *, is_causal):
+    arrays = np.random.default_rng(n).standard_normal((3, n_heads, n, d))
+    return Heads(*(bfloat(x) for x in arrays), d**-0.5, is_causal)
 
 
 def test_bfloat_rounds_to_the_nearest_number_ties_to_even():
@@ -98,10 +99,10 @@ def test_bfloat_rounds_to_the_nearest_number_ties_to_even():
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_float32_passes_and_a_forgotten_tile_does_not(is_causal):
-    heads = bfloat_heads(500)
-    options = {"is_causal": is_causal, "seed": 1, "is_bfloat": True}
-    truth = exact_rows(heads, **options)
-    np.testing.assert_array_equal(truth.allowed, exact_rows(heads, workers=3, **options).allowed)
+    heads = bfloat_heads(500, is_causal=is_causal)
+    options = {"seed": 1, "is_bfloat": True}
+    truth = true_rows(heads, **options)
+    np.testing.assert_array_equal(truth.allowed, true_rows(heads, workers=3, **options).allowed)
     right = hr.exact_attention(*heads.arrays, is_causal=is_causal, backend="numpy")
     assert check(right, truth).worst < 0.01
     assert check(bfloat(right), truth).is_right
@@ -109,7 +110,7 @@ def test_float32_passes_and_a_forgotten_tile_does_not(is_causal):
     assert not check(np.full_like(right, np.nan), truth).is_right
     sizes = {"block_size": 64, "sample_size": 64, "min_seq_len": 64}
     plan = hr.make_plan(heads.query, heads.key, is_causal=is_causal, rng=0, **sizes)
-    few = planned_rows(heads, plan, seed=1, is_bfloat=True)
+    few = true_rows(heads, plan, **options)
     assert check(hr.hyper_attention(*heads.arrays, is_causal=is_causal, plan=plan, backend="numpy"), few).worst < 0.01
     assert not check(right, few).is_right
     kept = np.r_[:200, 264:500]
@@ -121,8 +122,8 @@ def test_float32_passes_and_a_forgotten_tile_does_not(is_causal):
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_pytorch_in_bfloat16_passes(is_causal):
     torch = pytest.importorskip("torch")
-    heads = bfloat_heads(700, d=32)
-    truth = exact_rows(heads, is_causal=is_causal, seed=1, is_bfloat=True)
+    heads = bfloat_heads(700, d=32, is_causal=is_causal)
+    truth = true_rows(heads, seed=1, is_bfloat=True)
     q, k, v = (torch.from_numpy(x).bfloat16() for x in heads.arrays)
     out = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=is_causal)[0]
     assert truth.check(OnCpu().rows(out, truth.rows)).is_right
@@ -131,11 +132,11 @@ def test_pytorch_in_bfloat16_passes(is_causal):
 @pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_kernels_for_tensor_cores_pass(is_causal):
-    heads = bfloat_heads(130)
+    heads = bfloat_heads(130, is_causal=is_causal)
     sizes = {"block_size": 32, "sample_size": 32, "min_seq_len": 40}
     plan = hr.make_plan(heads.query, heads.key, is_causal=is_causal, rng=0, **sizes)
     options = {"seed": 1, "is_bfloat": True}
-    truths = {None: exact_rows(heads, is_causal=is_causal, **options), plan: planned_rows(heads, plan, **options)}
+    truths = {None: true_rows(heads, **options), plan: true_rows(heads, plan, **options)}
     for given_plan, truth in truths.items():
         example = AttentionInputs(*heads.arrays, heads.scale, is_causal, given_plan)
         out = on_storage(example, EmulatedBackend(path="tensor"), "bfloat16")["out"]

@@ -89,12 +89,12 @@ class Gpu(Device):
         generator = torch.Generator(self.device).manual_seed(case.seed)
         shape = (case.heads, case.n, case.dim)
         q, k, v = (torch.randn(shape, generator=generator, device=self.device).to(dtype) for _ in range(3))
-        return Heads(q, k, v, case.dim**-0.5)
+        return Heads(q, k, v, case.dim**-0.5, case.is_causal)
 
     def on_host(self, heads: Heads) -> Heads:
         # A head moves when it is asked for.
         q, k, v = (OnHost(self.torch.as_tensor(x)) for x in heads.arrays)
-        return Heads(q, k, v, heads.scale)  # type: ignore[arg-type]  # sequences of arrays are enough for `exact_rows`
+        return Heads(q, k, v, **heads.options)  # type: ignore[arg-type]  # sequences of arrays are enough for `true_rows`
 
     def rows(self, output, rows: list[np.ndarray]) -> np.ndarray:
         output = self.torch.as_tensor(output)
@@ -110,11 +110,11 @@ class Gpu(Device):
 
     def prepare(self, contestant: Contestant, settings: CallSettings, heads: Heads) -> Call:
         if contestant.kind == SDPA:
-            return self.sdpa(contestant.engine, heads, settings.is_causal)
+            return self.sdpa(contestant.engine, heads)
         backend = CupyBackend(exact=contestant.engine) if contestant.kind == LEAVES else None
         return prepare(contestant, settings, heads, backend)
 
-    def sdpa(self, name: str, heads: Heads, is_causal: bool) -> Call:
+    def sdpa(self, name: str, heads: Heads) -> Call:
         """Exact attention of PyTorch by one backend of SDPA alone."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -124,7 +124,7 @@ class Gpu(Device):
 
         def call():
             with sdpa_kernel(kind), self.torch.inference_mode():
-                return attention(q, k, v, scale=heads.scale, is_causal=is_causal)[0]
+                return attention(q, k, v, **heads.options)[0]
 
         return call
 

@@ -86,8 +86,8 @@ class OnCpu(Gpu):
         return {"GPU": "none, a stand-in"}
 
     def heads(self, case):
-        q, k, v, scale = super().heads(case)
-        return Heads(*(x.float().numpy() for x in (q, k, v)), scale)
+        heads = super().heads(case)
+        return Heads(*(x.float().numpy() for x in heads.arrays), **heads.options)
 
     def synchronize(self):
         pass

@@ -155,7 +155,7 @@ def test_tensors_rows_and_flaws():
     torch = pytest.importorskip("torch")
     gpu = OnCpu()
     case = next(job.run.args[1] for name, job in jobs(gpu, SMALL, ["cupy"]).items() if "n64" in name)
-    q, k, v, scale = heads = Gpu.heads(gpu, case)
+    q, k, v, scale, _ = heads = Gpu.heads(gpu, case)
     assert (q.dtype, tuple(q.shape), scale) == (torch.bfloat16, (2, 64, 8), 8**-0.5)
     assert torch.equal(q, Gpu.heads(gpu, case).query)
     assert not torch.equal(q, k)

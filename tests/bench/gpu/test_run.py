@@ -117,7 +117,7 @@ def test_an_output_of_another_type_or_with_a_nan_anywhere_is_wrong(stand_in, mon
 
 
 def test_sdpa_that_cannot_run_is_left_out_with_the_reason(stand_in, tmp_path, monkeypatch):
-    def no_kernel(self, name, heads, is_causal):
+    def no_kernel(self, name, heads):
         raise RuntimeError("No available kernel. Aborting execution.")
 
     class Refuses(LeavesByOthers):
