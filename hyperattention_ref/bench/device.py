@@ -1,8 +1,9 @@
-"""Where the calls of a benchmark run: the processor. `gpu.device.Gpu` does the same on a GPU."""
+"""Where the calls of a benchmark run: the processor, and its best rates. `gpu.device.Gpu` does the same on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from hyperattention_ref.bench.cases import BenchSettings, CallSettings, Contestant, Heads, prepare
 from hyperattention_ref.bench.timing import take_turns
+from hyperattention_ref.foundation.results import Result
 
 Call = Callable[[], Any]
 Task = tuple[Call, float]
@@ -20,6 +22,20 @@ EXPONENTIALS = 2**20
 """Numbers in the array of exponentials: with its result it fits into a last-level cache, as tiles of logits do."""
 COPIED = 2**26
 """Numbers in the array that is copied: more than any cache holds."""
+RUNS = 15
+
+
+@dataclass(frozen=True, repr=False)
+class Ceilings(Result):
+    """The best rates: floating-point operations, exponentials and bytes (read and written) per second."""
+
+    flops: float
+    exponentials: float
+    bytes: float
+
+    def share(self, seconds: float, flops: float, exponentials: float) -> float:
+        """The least time that the products and exponentials of a call take, one after the other, over its time."""
+        return (flops / self.flops + exponentials / self.exponentials) / seconds
 
 
 class Device:
@@ -73,3 +89,12 @@ class Device:
             )
         amounts = (2 * SIDE**3, EXPONENTIALS, 2 * copied.nbytes)
         return [[(call, n) for call in calls] for calls, n in zip(zip(*libraries, strict=True), amounts, strict=True)]
+
+
+def measure_ceilings(device: Device) -> Ceilings:
+    """Products of matrices, exponentials and copies: for each the best rate of any run of any call that competes."""
+
+    def rate(calls: list[Task]) -> float:
+        return max(amount / device.best_seconds(call, RUNS) for call, amount in calls)
+
+    return Ceilings(*map(rate, device.tasks()))

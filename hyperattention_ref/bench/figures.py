@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from hyperattention_ref.bench.cases import EXACT, PLANNED, RIVAL, WHOLE, BenchSettings, Contestant
 from hyperattention_ref.bench.report import BenchReport, wording
-from hyperattention_ref.bench.results import FamilyResult, HostContestantResult, LengthResult
+from hyperattention_ref.bench.results import FamilyResult
 from hyperattention_ref.bench.rivals import RIVALS
 from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, STYLE, Plot
 from hyperattention_ref.pages.wording import number
@@ -38,13 +39,7 @@ def draw_figures(report: BenchReport) -> Iterator[Plot]:
 
 def time_against_n(report: BenchReport) -> Plot:
     """Median seconds of every contestant, with the middle half of its runs."""
-    figure = Figure(figsize=(10, 5))
-    axes = figure.subplots()
-    for curve in _curves(report):
-        low, high = np.array([x.quartiles for _, x in curve]).T
-        colour = _colour(report.settings, curve[0][1].engine)
-        axes.vlines([case.n for case, _ in curve], low, high, color=colour, linewidth=1)
-        _line(axes, report, curve, [x.median for _, x in curve], markersize=5)
+    figure, axes = _lines(report, lambda case, x: x.median, height=5, has_bars=True, markersize=5)
     _n_axis(axes, report, "seconds")
     return Plot(
         "time",
@@ -57,14 +52,9 @@ def time_against_n(report: BenchReport) -> Plot:
 
 def ratio_against_n(report: BenchReport) -> Plot:
     """Every contestant's time in HyperAttentions of the first backend."""
-    figure = Figure(figsize=(10, 4.4))
-    axes = figure.subplots()
     first = report.settings.backends[0]
-    hyper = Contestant(first, WHOLE)
-    for curve in _curves(report):
-        compared = [(case, x) for case, x in curve if report.times_hyper(case, x) and x.name != hyper.name]
-        if compared:
-            _line(axes, report, compared, [report.times_hyper(case, x) for case, x in compared])
+    hyper = Contestant(first, WHOLE).name
+    figure, axes = _lines(report, lambda case, x: None if x.name == hyper else report.times_hyper(case, x))
     axes.axhline(1, color=BLACK, linewidth=1)
     _n_axis(axes, report, f"time in HyperAttentions of {first}")
     return Plot(
@@ -82,13 +72,9 @@ def error_against_time(report: BenchReport) -> Plot:
     panels = figure.subplots(1, len(report.families), squeeze=False, sharey=True)[0]
     for axes, case in zip(panels, report.families, strict=True):
         _one_family(axes, report, case)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.xaxis.set_major_formatter(lambda x, _: number(x))
-        axes.xaxis.set_minor_locator(NullLocator())
+        _log_ticks(axes.xaxis, (1, 3))
     panels[0].set_ylabel("relative error in the drawn rows")
-    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panels[0].yaxis.set_major_formatter(lambda y, _: number(y))
-    panels[0].yaxis.set_minor_locator(NullLocator())
+    _log_ticks(panels[0].yaxis, (1, 2, 5))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8.5)
     return Plot(
         "error_against_time",
@@ -103,10 +89,7 @@ def error_against_time(report: BenchReport) -> Plot:
 
 def memory_against_n(report: BenchReport) -> Plot:
     """Peak memory of every contestant, beside the inputs and the output."""
-    figure = Figure(figsize=(10, 4.4))
-    axes = figure.subplots()
-    for curve in _curves(report):
-        _line(axes, report, curve, [max(x.peak_bytes or 0, 1) / 2**20 for _, x in curve], markersize=5)
+    figure, axes = _lines(report, lambda case, x: max(x.peak_bytes or 0, 1) / 2**20, markersize=5)
     for name, line in (("input_bytes", "-"), ("output_bytes", ":")):
         sizes = [getattr(case, name) / 2**20 for case in report.lengths]
         axes.plot([case.n for case in report.lengths], sizes, line, color=GREY, label=name.replace("_bytes", "s"))
@@ -145,18 +128,25 @@ def stages(report: BenchReport) -> Plot:
     )
 
 
-def _curves(report: BenchReport) -> Iterator[list[tuple[LengthResult, HostContestantResult]]]:
-    """For every contestant that was right somewhere the cases where it was, each with its result."""
+def _lines(
+    report: BenchReport, value: Callable, height: float = 4.4, *, has_bars: bool = False, **style
+) -> tuple[Figure, Axes]:
+    """A figure with a line for each contestant: the values of (case, contestant) against n, where not None.
+
+    The bars are the middle half of the runs.
+    """
+    figure = Figure(figsize=(10, height))
+    axes = figure.subplots()
     for contestant in report.lengths[0].contestants:
         found = [(case, case.find(contestant.kind, contestant.engine)) for case in report.lengths]
-        if curve := [(case, x) for case, x in found if x and x.is_right]:
-            yield curve
-
-
-def _line(axes: Axes, report: BenchReport, curve, values: list, **style) -> None:
-    x = curve[0][1]
-    style |= {"color": _colour(report.settings, x.engine), "label": x.name}
-    axes.plot([case.n for case, _ in curve], values, LINES[x.kind], **style)
+        right = [(case, x) for case, x in found if x and x.is_right]
+        colour = _colour(report.settings, contestant.engine)
+        if points := [(case.n, y) for case, x in right if (y := value(case, x)) is not None]:
+            n, y = np.transpose(points)
+            if has_bars:
+                axes.vlines(n, *np.transpose([x.quartiles for _, x in right]), color=colour, linewidth=1)
+            axes.plot(n, y, LINES[contestant.kind], color=colour, label=contestant.name, **style)
+    return figure, axes
 
 
 def _n_axis(axes: Axes, report: BenchReport, label: str) -> None:
@@ -166,6 +156,12 @@ def _n_axis(axes: Axes, report: BenchReport, label: str) -> None:
     axes.minorticks_off()
     if axes.get_legend_handles_labels()[0]:  # nothing is left to compare where all answers were wrong
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8.5)
+
+
+def _log_ticks(axis: Axis, multiples: tuple[int, ...]) -> None:
+    axis.set_major_locator(LogLocator(subs=multiples))
+    axis.set_major_formatter(lambda x, _: number(x))
+    axis.set_minor_locator(NullLocator())
 
 
 def _one_family(axes: Axes, report: BenchReport, case: FamilyResult) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperattention_ref.bench.cases import EXACT, RIVAL, WHOLE, BenchSettings, left_out
-from hyperattention_ref.bench.ceilings import Ceilings
+from hyperattention_ref.bench.device import Ceilings
 from hyperattention_ref.bench.results import FamilyResult, HostContestantResult, LengthResult
 from hyperattention_ref.bench.timing import Times
 from hyperattention_ref.foundation.results import Result

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperattention_ref.bench.cases import FAMILIES, RIVAL, BenchSettings, Contestant, contestants, make_heads, sweep
-from hyperattention_ref.bench.ceilings import Ceilings, measure_ceilings
-from hyperattention_ref.bench.device import Device
+from hyperattention_ref.bench.device import Ceilings, Device, measure_ceilings
 from hyperattention_ref.bench.output_checker import OutputChecker
 from hyperattention_ref.bench.peak_memory import peak_memory
 from hyperattention_ref.bench.report import BenchReport

@@ -8,8 +8,7 @@ import numpy as np
 
 from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
 from hyperattention_ref.bench.cases import BenchSettings
-from hyperattention_ref.bench.ceilings import Ceilings
-from hyperattention_ref.bench.device import Device
+from hyperattention_ref.bench.device import Ceilings, Device
 from hyperattention_ref.foundation import registry
 
 SMALL = BenchSettings(

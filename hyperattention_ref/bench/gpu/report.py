@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hyperattention_ref.bench.cases import EXACT, EXTERNAL, SDPA, WHOLE
-from hyperattention_ref.bench.ceilings import Ceilings
+from hyperattention_ref.bench.device import Ceilings
 from hyperattention_ref.bench.gpu.cases import HALF, GpuCase, GpuSettings
 from hyperattention_ref.bench.gpu.results import ConformanceResult, GpuCaseResult, GpuContestantResult
 from hyperattention_ref.bench.report import seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyperattention_ref.bench.ceilings import Ceilings
+from hyperattention_ref.bench.device import Ceilings
 from hyperattention_ref.bench.gpu.cases import GpuCase
 from hyperattention_ref.bench.results import ContestantResult
 from hyperattention_ref.bench.timing import Times

@@ -13,8 +13,7 @@ from textwrap import shorten
 from typing import Any, NamedTuple
 
 from hyperattention_ref.bench.cases import EXTERNAL, Contestant, Heads, available_cores
-from hyperattention_ref.bench.ceilings import Ceilings, measure_ceilings
-from hyperattention_ref.bench.device import Call
+from hyperattention_ref.bench.device import Call, Ceilings, measure_ceilings
 from hyperattention_ref.bench.gpu.cases import HALF, HALF_BACKENDS, SINGLE, GpuCase, GpuSettings, cases, obstacles
 from hyperattention_ref.bench.gpu.device import Gpu
 from hyperattention_ref.bench.gpu.report import GpuReport

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from hyperattention_ref.bench.ceilings import Ceilings
+from hyperattention_ref.bench.device import Ceilings
 from hyperattention_ref.bench.gpu.report import GpuReport
 from hyperattention_ref.bench.gpu.tables import markdown, overviews
 from tests.bench.gpu.stand_in import SMALL

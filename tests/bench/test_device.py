@@ -3,8 +3,7 @@
 import pytest
 
 from hyperattention_ref.bench import device
-from hyperattention_ref.bench.ceilings import Ceilings, measure_ceilings
-from hyperattention_ref.bench.device import Device
+from hyperattention_ref.bench.device import Ceilings, Device, measure_ceilings
 from tests.bench.planted import SMALL, TICK
 
 
