@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from hyperattention_ref.bench.cases import RIVAL, CallSettings, Contestant, Heads, logits, planned
 from hyperattention_ref.bench.check import Check, DrawnRows, mean_of_values, true_rows
@@ -12,6 +12,7 @@ from hyperattention_ref.bench.results import ContestantResult
 from hyperattention_ref.bench.timing import timed
 from hyperattention_ref.plan.plan import Plan
 
+SomeResult = TypeVar("SomeResult", bound=ContestantResult)
 ROWS_SEED = 1
 """Added to the seed for the rows that are compared."""
 
@@ -32,18 +33,18 @@ class OutputChecker:
         self.exact = true_rows(self.on_host, **self.options) if has_exact else None
         self._planned: dict[tuple, tuple[Plan, DrawnRows]] = {}
 
-    def first_run(self, contestant: Contestant) -> tuple[Call, ContestantResult]:
+    def first_run(self, contestant: Contestant, kind: type[SomeResult]) -> tuple[Call, SomeResult]:
         """The call, and what its first run took and returned; a rival's approximation must only be finite."""
         call = self.device.prepare(contestant, self.settings, self.heads)
         output, seconds = timed(lambda: self.device.finished(call))
         facts: dict[str, Any] = vars(contestant) | {"first_seconds": seconds}
         if flaw := self.device.flaw(output, self.heads.value):
-            return call, ContestantResult(**facts, check=Check(False, math.inf, flaw))
+            return call, kind(**facts, check=Check(False, math.inf, flaw))
         plan, truth = self._truth(contestant)
         drawn = truth or self.exact
         assert drawn is not None  # exact attention and rivals take part only where rows of exact attention are known
         rows = self.device.rows(output, drawn.rows)
-        return call, ContestantResult(
+        return call, kind(
             **facts,
             check=truth.check(rows) if truth else Check(True),
             logits=logits(contestant, plan, self.heads),

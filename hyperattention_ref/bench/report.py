@@ -70,11 +70,6 @@ class BenchReport(Result):
         """Floating-point operations of the products with K and V; None where the logits are not known."""
         return None if x.logits is None else 2.0 * x.logits * (self.settings.dim + self.settings.d_v)
 
-    def flops_per_second(self, x: HostContestantResult) -> float | None:
-        """The rate of these operations."""
-        flops = self.flops(x)
-        return flops / x.median if flops and x.median else None
-
     def share_of_ceilings(self, x: HostContestantResult) -> float | None:
         """The least time of its products and exponentials, one after the other, over its time."""
         flops = self.flops(x)

@@ -95,9 +95,9 @@ def checked_and_timed(
     checker: OutputChecker, contestants: Iterable[Contestant], settings: BenchSettings
 ) -> list[HostContestantResult]:
     """The result of each contestant; calls are timed where the output of the first run was right."""
-    first_runs = [checker.first_run(contestant) for contestant in contestants]
+    first_runs = [checker.first_run(contestant, HostContestantResult) for contestant in contestants]
     times = take_turns({x.name: call for call, x in first_runs if x.is_right}, settings.repeats, settings.seconds)
-    return [HostContestantResult(**vars(x), **(vars(times[x.name]) if x.is_right else {})) for _, x in first_runs]
+    return [replace(x, **vars(times[x.name])) if x.is_right else x for _, x in first_runs]
 
 
 def claimed_folder(out, settings: Result, facts: dict) -> ResultsFolder:

@@ -61,7 +61,9 @@ def _calls(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, Cal
         plan.check_fits(q.shape[:-2], q.shape[-2], k.shape[-2], heads.is_causal, q.dtype)
         inputs.logit_range(q, k, heads.scale, v, draws=plan.most_draws, largest=largest)
 
-    def attend(part: Plan):
+    def attend(change: Callable[[Rectangle], Rectangle]) -> Callable[[], Any]:
+        parts = (replace(head, rectangles=tuple(map(change, head.rectangles))) for head in plan.heads)
+        part = replace(plan, heads=tuple(parts))
         return lambda: engine.planned_attention(q, k, v, part, scale=heads.scale)
 
     no_samples: dict[str, Any] = {"sampled_keys": (), "log_weights": ()}
@@ -69,10 +71,10 @@ def _calls(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, Cal
         "checks": checks,
         "hash": _hash(engine, heads, plan, settings.seed),
         "make_plan": lambda: planned(settings, heads, backend),
-        "empty": attend(_each_rectangle(plan, lambda r: replace(r, views=(), **no_samples))),
-        "blocks": attend(_each_rectangle(plan, lambda r: replace(r, **no_samples))),
-        "blocks in order": attend(_each_rectangle(plan, lambda r: replace(r, views=_in_order(r), **no_samples))),
-        "samples": attend(_each_rectangle(plan, lambda r: replace(r, views=()))),
+        "empty": attend(lambda r: replace(r, views=(), **no_samples)),
+        "blocks": attend(lambda r: replace(r, **no_samples)),
+        "blocks in order": attend(lambda r: replace(r, views=_in_order(r), **no_samples)),
+        "samples": attend(lambda r: replace(r, views=())),
         "whole": prepare(Contestant(backend, WHOLE), settings, heads),
     }
 
@@ -89,11 +91,6 @@ def _hash(backend, heads: Heads, plan: Plan, seed: int) -> Callable[[], None]:
                 backend.hash_codes(k[h, r.key_start : r.key_start + r.n_k], planes)
 
     return run
-
-
-def _each_rectangle(plan: Plan, change: Callable[[Rectangle], Rectangle]) -> Plan:
-    heads = [replace(head, rectangles=tuple(map(change, head.rectangles))) for head in plan.heads]
-    return replace(plan, heads=tuple(heads))
 
 
 def _in_order(rectangle: Rectangle) -> tuple[BlockMask, ...]:

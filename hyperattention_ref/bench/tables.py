@@ -47,7 +47,7 @@ def cells(report: BenchReport, case: LengthResult, x: HostContestantResult) -> l
     """What is in a contestant's line under HEADINGS, but for its name; nothing if it was wrong."""
     if not x.is_right:
         return []
-    rate, share = report.flops_per_second(x), report.share_of_ceilings(x)
+    flops, share = report.flops(x), report.share_of_ceilings(x)
     return [
         seconds(x.median),
         middle_half(x),
@@ -55,7 +55,7 @@ def cells(report: BenchReport, case: LengthResult, x: HostContestantResult) -> l
         seconds(x.first_seconds),
         number(report.times_hyper(case, x)),
         megabytes(x.peak_bytes),
-        number(None if rate is None else rate / 1e9),
+        number(flops / x.median / 1e9 if flops and x.median else None),
         "–" if share is None else f"{share:.0%}",
         number(x.relative_error),
     ]

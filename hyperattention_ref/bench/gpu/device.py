@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -77,9 +78,7 @@ class Gpu(Device):
             "CUDA of PyTorch": str(self.torch.version.cuda),
             "cuDNN of PyTorch": str(self.torch.backends.cudnn.version()),
         }
-        if find_spec("cupy"):
-            import cupy
-
+        if cupy := _cupy():
             facts |= {"CuPy": cupy.__version__, "CUDA of the driver": cupy.cuda.runtime.driverGetVersion()}
         return facts
 
@@ -130,12 +129,8 @@ class Gpu(Device):
 
     def finished(self, call: Call) -> Any:
         result = call()
-        self.synchronize()
-        return result
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
         self.torch.cuda.synchronize()
+        return result
 
     def times(self, calls: dict[str, Call], repeats: int, seconds: float) -> dict[str, dict[str, Any]]:
         """Device and wall seconds of each call, by runs in turns; a run is some calls in a row."""
@@ -172,14 +167,14 @@ class Gpu(Device):
         for _ in range(repeats):
             call()
         stop.record()
-        self.synchronize()
+        self.torch.cuda.synchronize()
         return start.elapsed_time(stop) / 1e3
 
     def release(self) -> None:
         """Give memory that is kept for later back to the device, so that one library can have what another kept."""
         self.torch.cuda.empty_cache()
-        if pool := _pool():
-            pool.free_all_blocks()
+        if cupy := _cupy():
+            cupy.get_default_memory_pool().free_all_blocks()
 
     def peak_bytes(self, call: Call, engine: str) -> int | None:
         """Bytes of the device that a call takes above what is there before, its output included.
@@ -191,11 +186,9 @@ class Gpu(Device):
             return None
         self.release()
         self.torch.cuda.reset_peak_memory_stats()
-        pool = _pool()
-        before, before_in_pool = self.torch.cuda.memory_allocated(), pool.total_bytes() if pool else 0
+        before = self.torch.cuda.memory_allocated() + _bytes_in_pool()
         self.finished(call)
-        growth = pool.total_bytes() - before_in_pool if pool else 0
-        return self.torch.cuda.max_memory_allocated() - before + growth
+        return self.torch.cuda.max_memory_allocated() + _bytes_in_pool() - before
 
     def tasks(self) -> list[list[Task]]:
         """As for any device.
@@ -236,22 +229,21 @@ class OnHost:
         return tuple(self.tensor.shape)
 
 
-def _pool():
-    """The memory of the device that CuPy holds; None without CuPy."""
-    if not find_spec("cupy"):
-        return None
-    import cupy
+def _cupy():
+    """The module, or None where it is not installed."""
+    return import_module("cupy") if find_spec("cupy") else None
 
-    return cupy.get_default_memory_pool()
+
+def _bytes_in_pool() -> int:
+    """The memory of the device that CuPy holds."""
+    cupy = _cupy()
+    return cupy.get_default_memory_pool().total_bytes() if cupy else 0
 
 
 def _chain_of_exponentials() -> Callable[[Any], Any] | None:
     """A kernel that replaces each number x of a float32 tensor by 2^-x CHAIN times; None without CuPy and a GPU."""
-    if not find_spec("cupy"):
-        return None
-    import cupy
-
-    if CupyBackend().unavailable():
+    cupy = _cupy()
+    if cupy is None or CupyBackend().unavailable():
         return None
     code = f"""
         float t = x;

@@ -169,10 +169,9 @@ def measure_case(gpu: Gpu, case: GpuCase, settings: GpuSettings) -> GpuCaseResul
 
 def _first_run(checker: OutputChecker, contestant: Contestant) -> tuple[Call | None, GpuContestantResult]:
     try:
-        call, result = checker.first_run(contestant)
+        return checker.first_run(contestant, GpuContestantResult)
     except Exception as error:  # too little memory, or SDPA has no kernel for this; the others can still run
         return None, GpuContestantResult(**vars(contestant), failure=reason_of(error))
-    return call, GpuContestantResult(**vars(result))
 
 
 def _path(name: str, heads: Heads) -> dict[str, str | None] | None:

@@ -22,15 +22,7 @@ def overviews(report: GpuReport) -> Iterator[Grid]:
         names = list(dict.fromkeys(x.name for x in contestants))
         has_sdpa = any(x.kind == SDPA for x in contestants)
         headings = ["n", *names, *(["times SDPA", "exact / SDPA"] if has_sdpa else [])]
-        lines = [
-            [
-                str(case.case.n),
-                *(_time_cell(report, case, name) for name in names),
-                *(_ratio_cells(report, case) if has_sdpa else []),
-                *_device_cells(case),
-            ]
-            for case in cases
-        ]
+        lines = [_overview(report, case, names, has_sdpa) for case in cases]
         note = "Wall time of a call, medians. By events, peak: of HyperAttention on the first backend."
         if any("≈" in cell for line in lines for cell in line):
             note += " ≈: not run, in proportion to n²."
@@ -74,6 +66,17 @@ def _title(case: GpuCase) -> str:
     return f"{heads}, d = {case.dim}, {case.dtype}, {attention(case)}, {keys}{leaves}"
 
 
+def _overview(report: GpuReport, case: GpuCaseResult, names: list[str], has_sdpa: bool) -> list[str]:
+    hyper, exact, best = case.find(WHOLE), case.find(EXACT), report.best_sdpa(case)
+    line = [str(case.case.n), *(_time_cell(report, case, name) for name in names)]
+    if has_sdpa:
+        ratio = report.times_best_sdpa(case)
+        mark = "≈ " if ratio and best and not best.is_measured else ""
+        line += [mark + number(ratio), number(exact.median / best.seconds if exact and exact.median and best else None)]
+    device, peak = (hyper.device, hyper.peak_bytes) if hyper else (None, None)
+    return [*line, seconds(device.median if device else None), megabytes(peak), megabytes(case.input_bytes)]
+
+
 def _time_cell(report: GpuReport, case: GpuCaseResult, name: str) -> str:
     x = next((x for x in case.contestants if x.name == name), None)
     if x is None:
@@ -82,22 +85,6 @@ def _time_cell(report: GpuReport, case: GpuCaseResult, name: str) -> str:
     if x.failure:
         return "–" if x.kind in EXTERNAL else "FAILED"
     return seconds(x.median) if x.is_right else "WRONG"
-
-
-def _ratio_cells(report: GpuReport, case: GpuCaseResult) -> list[str]:
-    """How many times as long as HyperAttention the best of SDPA takes, and exact attention over the best of SDPA."""
-    ratio, exact, best = report.times_best_sdpa(case), case.find(EXACT), report.best_sdpa(case)
-    if best is None:
-        return ["–", "–"]
-    mark = "" if best.is_measured or ratio is None else "≈ "
-    return [mark + number(ratio), number(exact.median / best.seconds if exact and exact.median else None)]
-
-
-def _device_cells(case: GpuCaseResult) -> list[str]:
-    """Seconds by device events and peak of HyperAttention; the inputs."""
-    hyper = case.find(WHOLE)
-    cells = [seconds(hyper.device.median), megabytes(hyper.peak_bytes)] if hyper and hyper.device else ["–", "–"]
-    return [*cells, megabytes(case.input_bytes)]
 
 
 def _detail(report: GpuReport, case: GpuCaseResult, x: GpuContestantResult) -> list[str]:

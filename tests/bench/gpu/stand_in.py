@@ -89,8 +89,8 @@ class OnCpu(Gpu):
         heads = super().heads(case)
         return Heads(*(x.float().numpy() for x in heads.arrays), **heads.options)
 
-    def synchronize(self):
-        pass
+    def finished(self, call):
+        return call()
 
     def seconds(self, call, repeats):
         for _ in range(repeats):
