@@ -20,8 +20,7 @@ from hyperattention_ref.bench.output_checker import OutputChecker
 from hyperattention_ref.bench.peak_memory import peak_memory
 from hyperattention_ref.bench.report import BenchReport
 from hyperattention_ref.bench.results import FamilyResult, HostContestantResult, LengthResult
-from hyperattention_ref.bench.stages import measure_stages
-from hyperattention_ref.bench.sums import measure_sums
+from hyperattention_ref.bench.stages import measure_stages, measure_sums
 from hyperattention_ref.bench.timing import limited_threads, take_turns
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.pages.progress import Step

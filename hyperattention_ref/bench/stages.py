@@ -1,7 +1,8 @@
-"""The time of each stage of a HyperAttention call, found through the public interface alone, for any backend.
+"""The time of each stage of a HyperAttention call, and of the exact measures of a head, for any backend.
 
-Every stage is a call or the difference of two calls on plans that hold a part of the whole plan. Differences can come
-out negative, where the noise is larger than the stage or where a backend does two things at once for less.
+All is found through the public interface alone. Every stage is a call or the difference of two calls on plans that
+hold a part of the whole plan. Differences can come out negative, where the noise is larger than the stage or where a
+backend does two things at once for less.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ STAGES = {
     "merge and rest": "the whole call less all of the above",
 }
 """Each stage and how its time is obtained."""
+PASSES = {
+    "exact attention": "`exact_attention` of one head, the unit",
+    "sums": "`attention_sums`: α, the row sums and the entropy",
+    "sums with the plan": "the same with the plan's blocks as the mask: κ",
+    "Lanczos step": "P x and Pᵀ y for one vector, as for ‖P‖_op",
+}
+"""The exact measures, on the first head, and what each is."""
 
 
 def measure_stages(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, float]:
@@ -50,6 +58,31 @@ def measure_stages(settings: BenchSettings, heads: Heads, backend: str) -> dict[
         "shared keys": t["samples"] - t["empty"],
     }
     return stages | {"merge and rest": t["whole"] - sum(stages.values())}
+
+
+def measure_sums(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, float]:
+    """Median seconds of each of PASSES; a causal plan, which these sums do not take as a mask, is left out."""
+    engine = get_backend(backend)
+    q, k, v = (x[0] for x in heads.arrays)
+    x = np.random.default_rng(settings.seed).standard_normal((len(k), 1)).astype(k.dtype)
+    lse = engine.attention_sums(q, k, None, **heads.options).log_total
+
+    def lanczos_step():
+        y, _ = engine.exact_attention(q, k, x, **heads.options)
+        engine.transposed_attention(q, k, y, lse, **heads.options)
+
+    calls = {
+        "exact attention": lambda: engine.exact_attention(q, k, v, **heads.options),
+        "sums": lambda: engine.attention_sums(q, k, None, **heads.options),
+        "Lanczos step": lanczos_step,
+    }
+    if not heads.is_causal:
+        (rectangle,) = planned(settings, heads, backend).heads[0].rectangles
+        calls["sums with the plan"] = lambda: engine.attention_sums(q, k, rectangle, **heads.options)
+    for call in calls.values():
+        call()
+    times = take_turns(calls, settings.repeats, settings.seconds)
+    return {name: times[name].median for name in PASSES if name in times}
 
 
 def _calls(settings: BenchSettings, heads: Heads, backend: str) -> dict[str, Callable[[], Any]]:

@@ -10,8 +10,7 @@ from hyperattention_ref.bench.grid import Grid
 from hyperattention_ref.bench.report import BenchReport, megabytes, middle_half, seconds, setting_words
 from hyperattention_ref.bench.results import HostContestantResult, LengthResult
 from hyperattention_ref.bench.rivals import RIVALS
-from hyperattention_ref.bench.stages import STAGES
-from hyperattention_ref.bench.sums import PASSES
+from hyperattention_ref.bench.stages import PASSES, STAGES
 from hyperattention_ref.pages import files
 from hyperattention_ref.pages.wording import number
 

@@ -45,16 +45,15 @@ def limited_threads(threads: int) -> Iterator[None]:
     import numba
     from threadpoolctl import threadpool_limits
 
-    has_torch = bool(find_spec("torch"))
-    if has_torch:
+    libraries: list[Any] = [numba]
+    if find_spec("torch"):
         import torch  # before any limit is set: loaded afterwards, its attention takes five times as long
-    with ExitStack() as stack:
-        stack.enter_context(threadpool_limits(threads))
-        stack.callback(numba.set_num_threads, numba.get_num_threads())
-        numba.set_num_threads(threads)
-        if has_torch:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(threads)
+
+        libraries.append(torch)
+    with threadpool_limits(threads), ExitStack() as stack:
+        for library in libraries:
+            stack.callback(library.set_num_threads, library.get_num_threads())
+            library.set_num_threads(threads)
         yield
 
 
