@@ -37,18 +37,25 @@ class ResultsFolder:
         content : what the run is of, for `json.dumps`.
         other : what the folder holds if its record differs, such as "a survey with other settings".
         """
-        record, text = self.path / self.record, json.dumps(content)
+        record = self.path / self.record
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is no folder; name a folder for the results")
         if record.exists():
-            if record.read_text(encoding="utf-8") != text:
+            if not self._is_of(content):
                 raise ValueError(f"{self.path} holds {other}; name another folder, or remove it")
         elif self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} holds files of something else; name another folder")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(record, text.encode())
+            write_whole(record, json.dumps(content).encode())
         (self.path / self.parts).mkdir(exist_ok=True)
+
+    def _is_of(self, content: dict) -> bool:
+        """Whether the record says the same, whatever the order of its keys."""
+        try:
+            return json.loads((self.path / self.record).read_bytes()) == json.loads(json.dumps(content))
+        except ValueError:
+            return False
 
     def file(self, name: str) -> Path:
         """The file of a part."""

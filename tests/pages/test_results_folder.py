@@ -45,6 +45,17 @@ def files(path):
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
+def test_the_order_of_keys_in_a_record_means_nothing(tmp_path):
+    folder = ResultsFolder(tmp_path / "out", "run.json", "parts")
+    folder.claim({"n": 64, "seed": 0}, OTHER)
+    folder.claim({"seed": 0, "n": 64}, OTHER)
+    with pytest.raises(ValueError, match=OTHER):
+        folder.claim({"seed": 1, "n": 64}, OTHER)
+    (folder.path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=OTHER):
+        folder.claim({"seed": 0, "n": 64}, OTHER)
+
+
 def test_a_new_folder_holds_its_record(folder):
     assert files(folder.path) == {"run.json": json.dumps(RUN).encode()}
 
