@@ -29,7 +29,7 @@ CEILINGS = Ceilings(1e9, 1e9, 1e9)
 
 def plant(monkeypatch, planted, name="planted"):
     """Make an instance of this class the backend of that name."""
-    module = ModuleType(f"planted_{name}")
+    module = ModuleType(f"planted_{name.replace('-', '_')}")
     module.Planted = type("Planted", (planted,), {"name": name})
     monkeypatch.setitem(sys.modules, module.__name__, module)
     point = EntryPoint(name, f"{module.__name__}:Planted", registry.ENTRY_POINT_GROUP)
