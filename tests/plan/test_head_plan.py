@@ -67,6 +67,19 @@ def test_rule_1_block_numbers_match_orders_and_offsets(plan):
                 np.testing.assert_array_equal(np.sort(members), np.flatnonzero(blocks == u))
 
 
+@given(plans(shape=(), is_causal=False))
+def test_rules_1_and_2_block_numbers_of_a_rectangle_are_its_mask(plan):
+    (rectangle,) = plan.heads[0].rectangles
+    masks = {}
+    for exact_keys in (True, False):
+        query, key = rectangle.block_numbers(exact_keys=exact_keys)
+        masks[exact_keys] = (query[:, :, None] == key[:, None]).any(axis=0)
+    views = [view.toarray() for view in rectangle.views]
+    np.testing.assert_array_equal(masks[False], np.any(views, axis=0) if views else np.zeros_like(masks[False]))
+    np.testing.assert_array_equal(masks[True], rectangle.toarray())
+    np.testing.assert_array_equal(np.flatnonzero(rectangle.is_exact), rectangle.exact_keys)
+
+
 def test_rule_2_exact_keys_are_a_set_and_sampled_keys_a_multiset_with_finite_weights():
     rectangle = Rectangle(4, 6, exact_keys=[5, 0, 3], sampled_keys=[2, 2, 1], log_weights=[0.5, -1, 0.5])
     assert rectangle.exact_keys.tolist() == [0, 3, 5]
