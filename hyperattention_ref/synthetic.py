@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.randomness import generator
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.plan.block_mask import BlockMask, dense_mask
 
@@ -60,7 +61,7 @@ def gaussian(n: int, d: int = 64, *, rng=None, d_v: int | None = None) -> Proble
     Derived: given query q, its logits are independent N(0, ||q||^2 / d), so about N(0, 1) for large d. Nothing is
     bounded with certainty: `exact` is empty. Cost O(n d).
     """
-    n, d, rng = inputs.count("n", n), inputs.count("d", d), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d), generator(rng)
     query, key = rng.standard_normal((2, n, d))
     guarantee = "The entries of query and key are independent N(0, 1)."
     return Problem("gaussian", query, key, _values(rng, n, d_v, d), 1 / math.sqrt(d), None, guarantee, {})
@@ -72,7 +73,7 @@ def sphere(n: int, d: int = 64, scale: float = 1.0, *, rng=None, d_v: int | None
     Derived: logits lie in [-scale, scale], so by fact (i) with r = 2 scale, kappa <= e^(2 scale) and
     alpha <= e^(4 scale). Cost O(n d).
     """
-    n, d, rng = inputs.count("n", n), inputs.count("d", d), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d), generator(rng)
     scale = inputs.positive("scale", scale)
     query, key = _unit(rng.standard_normal((2, n, d)))
     guarantee = f"All rows have length 1, so kappa <= exp({2 * scale:g}) and alpha <= exp({4 * scale:g})."
@@ -96,7 +97,7 @@ def planted_clusters(
     angle : in radians, in [0, pi/4): the largest angle of a query and a key of one cluster.
     mass : in (0, 1): every row has at least this fraction of its softmax in its own cluster.
     """
-    n, d, rng = inputs.count("n", n), inputs.count("d", d, least=2), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d, least=2), generator(rng)
     clusters = inputs.count("clusters", min(n, d) if clusters is None else clusters, most=min(n, d))
     angle, mass = _within("angle", angle, 0, math.pi / 4), _within("mass", mass, 0, 1, open_low=True)
     axes = _orthonormal(rng, d, clusters).T
@@ -131,7 +132,7 @@ def cones(
     axis_angle : in radians, in [0, pi]: the angle of the two axes.
     scale : None means sqrt(d), which gives the logits of rows of length sqrt(d) at the standard scale 1/sqrt(d).
     """
-    n, d, rng = inputs.count("n", n), inputs.count("d", d, least=2), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d, least=2), generator(rng)
     scale = math.sqrt(d) if scale is None else inputs.positive("scale", scale)
     angles = {"query_angle": query_angle, "key_angle": key_angle, "axis_angle": axis_angle}
     s, t, u = (_within(name, x, 0, math.pi, open_high=False) for name, x in angles.items())
@@ -154,7 +155,7 @@ def sink(n: int, d: int = 64, mass: float = 0.9, *, rng=None, d_v: int | None = 
     that makes logit i0 = log(mass/(1 - mass)) + log sum_{j>0} A_ij; hence P_i0 = mass. Column 0 has squared norm
     n mass^2, any other at most n (1 - mass)^2, which is no more; hence alpha = n^2 mass^2. n, d >= 2. Cost O(n^2 d).
     """
-    n, d, rng = inputs.count("n", n, least=2), inputs.count("d", d, least=2), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n, least=2), inputs.count("d", d, least=2), generator(rng)
     mass = _within("mass", mass, 0.5, 1)
     base = gaussian(n, d - 1, rng=rng, d_v=d if d_v is None else d_v)
     sink_logit = math.log(mass / (1 - mass)) + _log_row_sums(base.query, base.key[1:], base.scale)
@@ -174,7 +175,7 @@ def permutation(n: int, strength: float = 10.0, *, rng=None, d_v: int = 64) -> P
     alpha = n (p^2 + (n - 1) p^2 e^(-2 strength)), which tends to n. P is doubly stochastic, so ||P||_op = 1 and the
     stable rank is ||P||_F^2 = alpha. `strength` is not negative. Cost O(n^2).
     """
-    n, rng = inputs.count("n", n), inputs.generator(rng)
+    n, rng = inputs.count("n", n), generator(rng)
     strength = inputs.at_least("strength", strength, 0)
     query, key = strength * np.eye(n)[rng.permutation(n)], np.eye(n)
     hit = 1 / (1 + (n - 1) * math.exp(-strength))
@@ -191,7 +192,7 @@ def flat(n: int, d: int = 64, *, rng=None, d_v: int | None = None) -> Problem:
     Derived: queries use the first half of the coordinates and keys the others, so every logit is exactly 0, A is all
     ones, and alpha = kappa = ||P||_op = stable rank = 1. Cost O(n d).
     """
-    n, d, rng = inputs.count("n", n), inputs.count("d", d), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d), generator(rng)
     query, key = _orthogonal_gaussians(rng, n, d)
     exact = {"alpha": 1.0, "log_kappa": 0.0, "op_norm": 1.0, "stable_rank": 1.0}
     guarantee = "Every entry of P is 1/n, so alpha = 1 and kappa = 1."
@@ -230,7 +231,7 @@ def row_scales(n: int, d: int, log_kappa: float, *, mask=None, rng=None, d_v: in
     that kappa counts; above log_kappa = 0 two are needed). P is the base problem's: that of the arrays without their
     last coordinate. `mask` is any (n, n) mask, fixed before the arrays are drawn; d >= 2. Cost O(n^2 d).
     """
-    n, d, rng = inputs.count("n", n), inputs.count("d", d, least=2), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d, least=2), generator(rng)
     log_kappa, dense = inputs.at_least("log_kappa", log_kappa, 0), dense_mask(mask, n, n)
     open_rows = np.flatnonzero(~dense.all(axis=1))
     if log_kappa > 0 and open_rows.size < 2:
@@ -255,7 +256,7 @@ def prescribed_alpha(n: int, d: int, alpha: float, *, rng=None, d_v: int | None 
     the heaviest and alpha = n * n p^2. Coordinate 0 carries the logit log((n - 1) p/(1 - p)) of key 0; the others
     are Gaussian and orthogonal between queries and keys, as in `flat`. P has rank one: stable rank 1. Cost O(n d).
     """
-    n, d, rng = inputs.count("n", n), inputs.count("d", d), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d), generator(rng)
     alpha = inputs.finite("alpha", alpha)
     if not (alpha >= 1 and (math.sqrt(alpha) < n or alpha == n == 1)):
         raise ValueError(f"alpha is {alpha:g} and n is {n}; alpha lies in [1, n^2) for n >= 2 and is 1 for n = 1")
@@ -277,7 +278,7 @@ def needle(n: int, needles: int = 4, mass: float = 0.9, *, rng=None, d_v: int = 
     alpha = n (mass^2 + (needles - 1) ((1 - mass)/(n - 1))^2 + (n - needles)/n^2). n >= 2, needles <= n, mass in
     [1/n, 1). Cost O(n needles).
     """
-    n, rng = inputs.count("n", n, least=2), inputs.generator(rng)
+    n, rng = inputs.count("n", n, least=2), generator(rng)
     needles, mass = inputs.count("needles", needles, most=n), _within("mass", mass, 1 / n, 1)
     query, key = np.zeros((2, n, needles + 1))
     rows, keys = (rng.permutation(n)[:needles] for _ in range(2))
@@ -297,7 +298,7 @@ def low_rank(n: int, d: int = 64, rank: int = 8, *, rng=None, d_v: int | None = 
     (rank x d), so Q K^T = n X Y^T. Entries are about N(0, 1) in `rank` directions and scale = 1/sqrt(rank), so
     that logits have variance about 1, as in `gaussian`. `rank` is at most min(n, d). Cost O(n d rank).
     """
-    n, d, rng = inputs.count("n", n), inputs.count("d", d), inputs.generator(rng)
+    n, d, rng = inputs.count("n", n), inputs.count("d", d), generator(rng)
     rank = inputs.count("rank", rank, most=min(n, d))
     basis = _orthonormal(rng, d, rank).T
     query, key = (math.sqrt(n) * _orthonormal(rng, n, rank) @ basis for _ in range(2))

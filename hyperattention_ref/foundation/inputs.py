@@ -185,11 +185,3 @@ def count(name: str, x, *, least: int = 1, most: int | None = None) -> int:
         need = f"at least {least}" if most is None else f"between {least} and {most}"
         raise ValueError(f"{name} is {x}; it must be {need}")
     return x
-
-
-def generator(rng) -> np.random.Generator:
-    """SciPy's convention: None (fresh entropy), an integer seed, or a Generator, which is used and advanced."""
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError):
-        raise TypeError(f"rng is {rng!r}; it must be None, an integer seed or a numpy.random.Generator") from None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.randomness import streams
 from hyperattention_ref.plan.block_mask import BlockMask, dense_mask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 from hyperattention_ref.plan.plan import Plan
@@ -17,7 +18,7 @@ PANEL = 32
 """Rows in a panel: 16 MB of float32 logits at 131072 keys."""
 
 DEFAULT_ROWS = 1024
-STREAM = 0x726F7773  # spawn key of the row draws, "rows" in ASCII; no other stream of a seed has it
+ROWS = 0x726F7773  # the purpose of these streams, "rows" in ASCII; no other stream of a state has it
 
 MaskRows = Callable[[np.ndarray], np.ndarray]
 """A function from r query indices to these rows of a mask, (r, n_k) boolean."""
@@ -81,9 +82,8 @@ def draw_rows(rng, n_q: int, rows: int, heads: int) -> list[np.ndarray]:
 
     Cost O(n_q) for each head.
     """
-    child: Any = inputs.generator(rng).spawn(1)[0].bit_generator.seed_seq  # a SeedSequence, since it could be spawned
-    row_seeds = np.random.SeedSequence(child.entropy, spawn_key=(*child.spawn_key, STREAM))
-    return [np.sort(np.random.default_rng(seed).choice(n_q, rows, replace=False)) for seed in row_seeds.spawn(heads)]
+    row_streams = streams(rng, heads, purpose=ROWS)
+    return [np.sort(stream.choice(n_q, rows, replace=False)) for stream in row_streams]
 
 
 def number_of_rows(rows, n_q: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.backend import ARRAYS
 from hyperattention_ref.foundation.memory import memory_of, working_dtype
+from hyperattention_ref.foundation.randomness import generator
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import PerHead, Result
 from hyperattention_ref.measures.attention_matrix import attention_logits, row_softmax
@@ -110,7 +111,7 @@ def hardness(
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, largest=largest)
     masks = _masks(mask, q.shape[:-2], q.shape[-2], k.shape[-2])
-    rng = inputs.generator(rng)
+    rng = generator(rng)
 
     def one_head(index) -> Hardness:
         return _one_head(q[index], k[index], masks[index], scale, is_causal, op_norm, rng, backend)
@@ -136,7 +137,7 @@ def causal_hardness(q, k, *, min_seq_len: int = 4096, **options) -> dict[tuple[i
     """
     backend = select(options.pop("backend", None), q)
     q, k, _ = inputs.heads(q, k, is_causal=True, memory=memory_of(backend))
-    options["backend"], options["rng"] = backend, inputs.generator(options.get("rng"))
+    options["backend"], options["rng"] = backend, generator(options.get("rng"))
     _, rectangles = causal_tiling(q.shape[-2], min_seq_len)
     return {(a, s, c): hardness(q[..., s:c, :], k[..., a:s, :], **options) for a, s, c in rectangles}
 

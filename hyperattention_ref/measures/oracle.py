@@ -8,8 +8,8 @@ import numpy as np
 
 from hyperattention_ref.backends.reference import softmax_average
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.randomness import streams
 from hyperattention_ref.measures.attention_matrix import attention_logits
-from hyperattention_ref.plan.noise import head_streams
 
 
 def oracle_mask(q, k, keys_per_query: int, *, scale=None, is_causal: bool = False, enable_gqa: bool = False):
@@ -63,8 +63,8 @@ def oracle_attention(
     if inputs.count("budget", budget) < 2:
         raise ValueError(f"budget is {budget}; it must be at least 2, one key for the mask and one sample")
     indices = list(np.ndindex(q.shape[:-2]))
-    streams = head_streams(rng, len(indices))
-    heads = [_one_head(q[i], k[i], v[i], budget, scale, is_causal, s) for i, s in zip(indices, streams, strict=True)]
+    pairs = zip(indices, streams(rng, len(indices)), strict=True)
+    heads = [_one_head(q[i], k[i], v[i], budget, scale, is_causal, stream) for i, stream in pairs]
     return np.stack(heads).reshape(*lead, q.shape[-2], v.shape[-1])
 
 

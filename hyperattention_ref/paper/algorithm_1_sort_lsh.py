@@ -7,6 +7,7 @@ import numpy as np
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.backend import Backend
 from hyperattention_ref.foundation.memory import memory_of
+from hyperattention_ref.foundation.randomness import generator
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.paper.definition_1_sorted_lsh import hyperplanes
 from hyperattention_ref.plan.block_mask import BlockMask
@@ -38,7 +39,7 @@ def sort_lsh(q, k, block_size: int, *, lsh_bits: int = 8, planes=None, rng=None,
     block_size = inputs.count("block_size", block_size)
     if planes is None:
         lsh_bits = inputs.count("lsh_bits", lsh_bits, most=MAX_BITS)
-        planes = inputs.generator(rng).standard_normal((lsh_bits, q.shape[1]))
+        planes = generator(rng).standard_normal((lsh_bits, q.shape[1]))
     elif rng is not None:
         raise ValueError("planes and rng are both given; pass planes to fix the hash or rng to draw it")
     planes = hyperplanes(planes)

@@ -11,6 +11,7 @@ from numpy import inf, logaddexp
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.backend import Backend
 from hyperattention_ref.foundation.memory import memory_of
+from hyperattention_ref.foundation.randomness import generator, streams
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.paper.row_rescaling import PILOT_SIZE, pilot_log_row_sums
@@ -147,7 +148,7 @@ def approx_d(
     parameters = Parameters(kappa, epsilon, m, alpha, scale, cap_constant, rescale_rows, pilot_size)
     inputs.logit_range(q, k, parameters.scale, memory=memory)
     mask = large_entries(mask, len(q), len(k))
-    return approx_d_core(q, k, mask, parameters, inputs.generator(rng), chosen)
+    return approx_d_core(q, k, mask, parameters, generator(rng), chosen)
 
 
 def approx_d_core(
@@ -155,7 +156,7 @@ def approx_d_core(
 ) -> ApproxDResult:
     """Algorithm 2 for checked arguments, its arrays in the memory of the backend; `mask` is from `large_entries`."""
     p, n_q, n_k = parameters, len(q), len(k)
-    (pilot_rng,) = rng.spawn(1)
+    (pilot_rng,) = streams(rng, 1)
 
     sums = RowSums(backend, q, k, mask, p.scale, log_pilot=np.zeros(n_q))  # of A
     if p.rescale_rows:

@@ -8,6 +8,7 @@ import numpy as np
 
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.memory import memory_of
+from hyperattention_ref.foundation.randomness import generator
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.paper.algorithm_2_approx_d import ApproxDResult, Parameters, approx_d_core
@@ -70,7 +71,7 @@ def literal_hyper_attention(
     v = inputs.value(v, len(k), memory)
     parameters = Parameters(kappa, epsilon, m, alpha, scale, cap_constant, rescale_rows)
     inputs.logit_range(q, k, parameters.scale, memory=memory)
-    mask, rng = large_entries(mask, len(q), len(k)), inputs.generator(rng)
+    mask, rng = large_entries(mask, len(q), len(k)), generator(rng)
     # line 1: D̃ from ApproxD
     diagonal = approx_d_core(q, k, mask, parameters, rng, chosen)
     # line 2: S from the row norms of V

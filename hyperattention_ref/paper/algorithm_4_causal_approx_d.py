@@ -10,6 +10,7 @@ import numpy as np
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.backend import Backend
 from hyperattention_ref.foundation.memory import memory_of
+from hyperattention_ref.foundation.randomness import generator
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.paper.algorithm_1_sort_lsh import sort_lsh_core
@@ -86,7 +87,7 @@ def causal_approx_d(
     q, k = _checked_arrays(q, k, scale, chosen)
     parameters = Parameters(kappa, epsilon, m, alpha, scale, cap_constant, rescale_rows)
     recursion = Recursion(min_seq_len, block_size, lsh_bits)
-    return causal_approx_d_core(q, k, parameters, recursion, inputs.generator(rng), chosen)
+    return causal_approx_d_core(q, k, parameters, recursion, generator(rng), chosen)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def causal_literal_hyper_attention(
     chosen = select(backend, q, default="reference")
     memory = memory_of(chosen)
     q, k = _checked_arrays(q, k, scale, chosen)
-    v, rng = inputs.value(v, len(k), memory), inputs.generator(rng)
+    v, rng = inputs.value(v, len(k), memory), generator(rng)
     parameters = Parameters(kappa, epsilon, m, alpha, scale, cap_constant, rescale_rows)
     diagonal = causal_approx_d_core(q, k, parameters, Recursion(min_seq_len, block_size, lsh_bits), rng, chosen)
     sample = row_norm_sample_core(memory.to_host(v), parameters.m, rng)

@@ -8,6 +8,7 @@ import numpy as np
 
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.memory import memory_of
+from hyperattention_ref.foundation.randomness import generator
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.paper.row_sums import draws_met
 from hyperattention_ref.plan.plan import Plan
@@ -62,7 +63,7 @@ def row_norm_sample(v, m: int, rng=None) -> RowNormSample:
     -------
     RowNormSample. Cost O(n d_v + m log n).
     """
-    return row_norm_sample_core(inputs.head("value", v), inputs.count("m", m), inputs.generator(rng))
+    return row_norm_sample_core(inputs.head("value", v), inputs.count("m", m), generator(rng))
 
 
 def row_norm_sample_core(v: np.ndarray, m: int, rng: np.random.Generator) -> RowNormSample:

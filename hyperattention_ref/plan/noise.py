@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperattention_ref.foundation import inputs
-
 MAX_BITS = 62
 """Hyperplanes of a hash, at most: bucket numbers are int64."""
 
@@ -42,11 +40,3 @@ class Draw:
     def keys(self, n_k: int | np.ndarray) -> np.ndarray:
         """(..., m) key indices, i.i.d. uniform in 0 .. n_k - 1: floor(u n_k)."""
         return np.minimum((self.uniforms * n_k).astype(np.int64), np.asarray(n_k) - 1)
-
-
-def head_streams(rng, heads: int) -> list[np.random.Generator]:
-    """One independent stream for each head; stream h does not depend on how many heads follow.
-
-    Derived: rule 10 of the Plan.
-    """
-    return inputs.generator(rng).spawn(heads)

@@ -12,10 +12,11 @@ import numpy as np
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.backend import Backend
 from hyperattention_ref.foundation.memory import memory_of
+from hyperattention_ref.foundation.randomness import streams
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
-from hyperattention_ref.plan.noise import Draw, head_streams
+from hyperattention_ref.plan.noise import Draw
 from hyperattention_ref.plan.pilot import pilot_column_masses
 from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.recipe import RECIPES, Recipe, preset
@@ -127,14 +128,14 @@ class Planner:
 
     def noise(self, rng, heads: int, d: int) -> Draw:
         """The noise of all heads, (heads, rectangles, ...), the same that `plan` uses."""
-        draws = [self._draw(stream, d) for stream in head_streams(rng, heads)]
+        draws = [self._draw(stream, d) for stream in streams(rng, heads)]
         return Draw(np.stack([x.planes for x in draws]), np.stack([x.uniforms for x in draws]))
 
     def plan(self, q, k, lead: tuple[int, ...], rng) -> Plan:
         """The Plan of all heads; `lead` is the leading shape of the caller's query."""
         indices = list(np.ndindex(q.shape[:-2]))
-        streams = head_streams(rng, len(indices))
-        return Plan(lead, tuple(self._head(q[i], k[i], stream) for i, stream in zip(indices, streams, strict=True)))
+        pairs = zip(indices, streams(rng, len(indices)), strict=True)
+        return Plan(lead, tuple(self._head(q[i], k[i], stream) for i, stream in pairs))
 
     def _head(self, q, k, rng: np.random.Generator) -> HeadPlan:
         decide = _Decisions(self, rng)

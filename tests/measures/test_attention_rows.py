@@ -4,10 +4,10 @@ import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperattention_ref.foundation.randomness import streams
 from hyperattention_ref.measures.attention_rows import PANEL, attention_rows, draw_rows, mask_rows, number_of_rows
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import Rectangle
-from hyperattention_ref.plan.noise import head_streams
 from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.proofs_checks.verdict import clopper_pearson
 
@@ -109,8 +109,8 @@ def test_a_generator_gives_new_rows_each_time_and_a_seed_the_same():
 
 def test_no_stream_is_one_that_a_plan_uses_for_the_same_seed():
     drawn = draw_rows(0, 10**6, 5, 3)
-    streams = head_streams(0, 3) + [g for stream in head_streams(0, 3) for g in stream.spawn(3)]
-    for stream in [np.random.default_rng(0), *streams]:
+    ours = streams(0, 3) + [g for stream in streams(0, 3) for g in stream.spawn(3)]
+    for stream in [np.random.default_rng(0), *ours]:
         rows = np.sort(stream.choice(10**6, 5, replace=False))
         assert all(not np.array_equal(rows, own) for own in drawn)
 

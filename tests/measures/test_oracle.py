@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperattention_ref as hr
+from hyperattention_ref.foundation.randomness import streams
 from hyperattention_ref.measures.mask_mass import captured_mass
 from hyperattention_ref.measures.oracle import oracle_attention, oracle_mask
 
@@ -31,7 +32,7 @@ def test_the_oracle_is_its_mask_and_uniform_samples_for_the_rest():
     exact = hr.exact_attention(q, k, v)
     np.testing.assert_allclose(oracle_attention(q, k, v, 18, rng=0), exact, rtol=1e-13, atol=1e-14)
     outs = oracle_attention(q, k, v, 5, rng=1)
-    for h, stream in enumerate(np.random.default_rng(1).spawn(2)):
+    for h, stream in enumerate(streams(1, 2)):
         drawn, mask = stream.integers(9, size=3), oracle_mask(q[h], k[h], 2)
         weights = mask * 1.0
         for j in drawn:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperattention_ref as hr
-from hyperattention_ref.plan.noise import Draw, head_streams
+from hyperattention_ref.foundation.randomness import streams
+from hyperattention_ref.plan.noise import Draw
 
 
 def problem(n_q, n_k, d=4, seed=0, lead=()):
@@ -35,7 +36,7 @@ def test_recipe_is_one_sort_lsh_view_and_m_uniform_keys(n_q, n_k, b, m, r, seed)
     q, k = problem(n_q, n_k, seed=seed)
     plan = hr.make_plan(q, k, block_size=b, sample_size=m, lsh_bits=r, rng=seed, backend="reference")
     (rectangle,) = plan.heads[0].rectangles
-    (stream,) = head_streams(seed, 1)
+    (stream,) = streams(seed, 1)
     (draw,) = Draw.sample(stream, 1, d=4, lsh_bits=r, sample_size=m)
     (view,) = rectangle.views
     np.testing.assert_array_equal(view.toarray(), hr.sort_lsh(q, k, b, planes=draw.planes).toarray())

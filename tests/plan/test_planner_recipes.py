@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperattention_ref as hr
+from hyperattention_ref.foundation.randomness import streams
 from hyperattention_ref.plan.planner import make_plan
 from hyperattention_ref.plan.recipe import Recipe
 
@@ -30,7 +31,7 @@ def test_default_plan_is_planes_then_uniforms_from_one_stream_per_head(n, is_cau
     q, k, _ = problem(n, lead=(2,), seed=seed)
     options = {"block_size": 5, "sample_size": 7, "lsh_bits": 6}
     plan = make_plan(q, k, is_causal=is_causal, min_seq_len=8, rng=seed, **options)
-    for h, stream in enumerate(np.random.default_rng(seed).spawn(2)):
+    for h, stream in enumerate(streams(seed, 2)):
         rectangles = plan.heads[h].rectangles
         noise = stream.standard_normal((len(rectangles), 6, 4)), stream.random((len(rectangles), 7))
         for r, planes, uniforms in zip(rectangles, *noise, strict=True):
@@ -105,7 +106,7 @@ def test_importance_draws_follow_the_law_that_their_weights_state(n_k, heavy, se
         return
     roots = np.sqrt((hr.attention_probabilities(q, k) ** 2).sum(axis=0))[others]  # the pilot saw every row
     p = (roots / roots.sum() + 1 / others.size) / 2
-    stream = np.random.default_rng(seed).spawn(1)[0]
+    stream = streams(seed, 1)[0]
     stream.standard_normal((recipe.lsh_bits, 4))
     place = np.searchsorted(others, r.sampled_keys)
     np.testing.assert_allclose(r.log_weights, -np.log(m * p[place]), rtol=1e-10, atol=1e-10)

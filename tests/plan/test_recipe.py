@@ -137,7 +137,7 @@ def test_ways_of_finding_large_entries_rank_on_real_heads_as_published():
         errors, masses = [], []
         for head in heads:
             exact = hr.exact_attention(head.query, head.key, head.value, scale=head.scale)
-            for seed in range(3):
+            for seed in range(10):
                 plan = make_plan(head.query, head.key, recipe=preset(name, 64), scale=head.scale, rng=seed)
                 out = hr.hyper_attention(head.query, head.key, head.value, scale=head.scale, plan=plan)
                 errors.append(np.linalg.norm(out - exact) / np.linalg.norm(exact))
