@@ -23,8 +23,8 @@ test: .venv/test.installed
 	.venv/bin/pytest
 
 models: .venv-models/installed
-	.venv-models/bin/pytest tests/maps tests/bench tests/backends/cuda_cpp/test_torch_attention.py \
-	    tests/backends/cuda_cpp/test_leaves.py
+	.venv-models/bin/pytest tests/foundation/test_host_arrays.py tests/maps tests/bench \
+	    tests/backends/cuda_cpp/test_torch_attention.py tests/backends/cuda_cpp/test_leaves.py
 
 cuda: .venv-cuda/installed
 	.venv-cuda/bin/pytest -m "not gpu" tests/backends/numba_cuda/test_kernels.py \

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.host_arrays import in_library_of, like
 from hyperattention_ref.foundation.memory import memory_of, working_dtype
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.plan.plan import Plan
@@ -16,7 +17,17 @@ from hyperattention_ref.plan.planner import Planner
 
 
 def exact_attention(
-    q, k, v, *, is_causal: bool = False, scale=None, enable_gqa: bool = False, backend=None, return_lse: bool = False
+    q,
+    k,
+    v,
+    *,
+    attn_mask=None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale=None,
+    enable_gqa: bool = False,
+    backend=None,
+    return_lse: bool = False,
 ):
     """Attention without any approximation: Att = D^{-1} A V with A = exp(scale Q K^T), D = diag(A 1).
 
@@ -24,9 +35,11 @@ def exact_attention(
 
     Parameters
     ----------
-    q : (..., n_q, d) float16, float32 or float64 array.
+    q : (..., n_q, d) float16, float32 or float64 array, or torch tensor, which may be bfloat16 too.
     k : (..., n_k, d) array of the same dtype and leading shape (see `enable_gqa`).
     v : (..., n_k, d_v) array.
+    attn_mask, dropout_p : as in PyTorch, to say clearly that there is no mask and no dropout: anything but the defaults
+        is refused.
     is_causal : query i sees the keys 0 .. i only; needs n_q == n_k.
     scale : multiplies the logits; None means 1/sqrt(d).
     enable_gqa : query heads (axis -3) share key and value heads, as in grouped-query attention.
@@ -35,15 +48,19 @@ def exact_attention(
 
     Returns
     -------
-    out : (..., n_q, d_v), of the dtype of the inputs (float64 from the reference backend). Cost O(n_q n_k (d + d_v)).
+    out : (..., n_q, d_v), of the dtype of the inputs (float64 from the reference backend), a torch tensor if q is one.
+        Cost O(n_q n_k (d + d_v)).
     """
-    chosen = select(backend, q)
-    lead = tuple(np.shape(q)[:-2])
+    _no_mask_no_dropout(attn_mask, dropout_p)
+    chosen, return_lse = select(backend, q), inputs.boolean("return_lse", return_lse)
+    caller = q
     memory = memory_of(chosen)
     q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
+    lead = tuple(np.shape(caller)[:-2])
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, v, largest=largest)
-    return _shaped(chosen.exact_attention(q, k, v, scale=scale, is_causal=bool(is_causal)), lead, return_lse)
+    results = chosen.exact_attention(q, k, v, scale=scale, is_causal=bool(is_causal))
+    return _shaped(results, caller, lead, return_lse)
 
 
 def hyper_attention(
@@ -51,6 +68,8 @@ def hyper_attention(
     k,
     v,
     *,
+    attn_mask=None,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
     scale=None,
     recipe=None,
@@ -72,9 +91,10 @@ def hyper_attention(
 
     Parameters
     ----------
-    q : (..., n_q, d) float16, float32 or float64 array.
+    q : (..., n_q, d) float16, float32 or float64 array, or torch tensor, which may be bfloat16 too.
     k : (..., n_k, d) array of the same dtype and leading shape (see `enable_gqa`).
     v : (..., n_k, d_v) array.
+    attn_mask, dropout_p : as in `exact_attention`: anything but the defaults is refused.
     is_causal : query i sees the keys 0 .. i only; needs n_q == n_k.
     scale : multiplies the logits; None means 1/sqrt(d).
     recipe : None for the paper's with the next three arguments; or a `Recipe` or the name of one, which replaces
@@ -91,8 +111,9 @@ def hyper_attention(
 
     Returns
     -------
-    out : (..., n_q, d_v), of the dtype of the inputs (float64 from the reference backend). A query that attends to
-        nothing at all (possible with hand-made plans only) gets 0 and log-sum-exp minus infinity.
+    out : (..., n_q, d_v), of the dtype of the inputs (float64 from the reference backend), a torch tensor if q is one.
+        A query that attends to nothing at all (possible with hand-made plans only) gets 0 and log-sum-exp minus
+        infinity.
 
     Notes
     -----
@@ -102,8 +123,9 @@ def hyper_attention(
     Differs from Algorithm 3: one uniform sample serves the denominator and the product, there is no cap, no floor,
     and the row norms of V are not used; see `literal_hyper_attention`.
     """
-    chosen = select(backend, q)
-    lead = tuple(np.shape(q)[:-2])
+    _no_mask_no_dropout(attn_mask, dropout_p)
+    chosen, return_lse = select(backend, q), inputs.boolean("return_lse", return_lse)
+    caller = q
     decisions = {
         "recipe": recipe,
         "block_size": block_size,
@@ -117,6 +139,7 @@ def hyper_attention(
         _only_the_plan({"rng": rng} | decisions)
     memory = memory_of(chosen)
     q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
+    lead = tuple(np.shape(caller)[:-2])
     scale = inputs.resolve_scale(scale, q.shape[-1])
     check_range = partial(inputs.logit_range, q, k, scale, v, largest=largest)
     if plan is None:
@@ -125,19 +148,35 @@ def hyper_attention(
             noise = partial(planner.noise, rng, math.prod(q.shape[:-2]), q.shape[-1])
             results = chosen.drawn_attention(q, k, v, noise, planner, scale=scale, extremes=largest)
             check_range(draws=planner.most_draws)  # after the call: it finds the largest entries
-            return _shaped(results, lead, return_lse)
+            return _shaped(results, caller, lead, return_lse)
         check_range(draws=planner.most_draws)
         plan = planner.plan(q, k, lead, rng)
     plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal, working_dtype(q))
     check_range(draws=plan.most_draws)
-    return _shaped(chosen.planned_attention(q, k, v, plan, scale=scale), lead, return_lse)
+    return _shaped(chosen.planned_attention(q, k, v, plan, scale=scale), caller, lead, return_lse)
 
 
-def _shaped(results, lead: tuple[int, ...], return_lse: bool):
-    """What a backend returned with the leading shape of the caller's query; (out, lse), or out alone."""
+def _shaped(results, caller, lead: tuple[int, ...], return_lse: bool):
+    """What a backend returned, in the library and leading shape of the caller's query; (out, lse), or out alone."""
     out, lse = results
-    out, lse = out.reshape(*lead, *out.shape[-2:]), lse.reshape(*lead, lse.shape[-1])
-    return (out, lse) if return_lse else out
+    out = like(caller, out.reshape(*lead, *out.shape[-2:]))
+    if not return_lse:
+        return out
+    return out, in_library_of(caller, lse.reshape(*lead, lse.shape[-1]))
+
+
+def _no_mask_no_dropout(attn_mask, dropout_p) -> None:
+    """Refuse what `scaled_dot_product_attention` takes and this library does not, and say what to do instead."""
+    if attn_mask is not None:
+        raise TypeError(
+            "attn_mask is given, and no mask is supported: for a causal mask pass is_causal=True; for padding cut the "
+            "padded tokens off and make one call for each length; for anything else use PyTorch's attention"
+        )
+    if isinstance(dropout_p, bool) or dropout_p != 0:
+        raise ValueError(
+            f"dropout_p is {dropout_p!r}, and dropout is not supported: pass 0.0, which is what a model in evaluation "
+            "mode uses"
+        )
 
 
 def _only_the_plan(decisions: dict) -> None:

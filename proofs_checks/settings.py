@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref import synthetic
+from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.results import Result
 
 from .dense import Dense
@@ -32,6 +33,15 @@ class Settings(Result):
     epsilon: float = 0.5
     trials: int = 20
     seed: int = 0
+
+    def __post_init__(self):
+        inputs.count("n", self.n, least=2)
+        inputs.count("trials", self.trials)
+        inputs.count("seed", self.seed, least=0)
+        if not 0 < inputs.finite("epsilon", self.epsilon) <= 1:
+            raise ValueError(f"epsilon is {self.epsilon}; it must be above 0 and at most 1")
+        if unknown := sorted(set(self.families or ()) - set(synthetic.FAMILIES)):
+            raise ValueError(f"families has {', '.join(unknown)}; known: {', '.join(synthetic.FAMILIES)}")
 
     def rng(self, *name) -> np.random.Generator:
         """The random stream of a name."""

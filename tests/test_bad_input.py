@@ -102,6 +102,14 @@ def test_a_value_that_is_not_finite(function, argument, entry):
 
 
 @pytest.mark.parametrize(("function", "argument"), cases(EVERY, ARRAYS))
+@pytest.mark.parametrize("mask", [False, True, np.ma.nomask])
+def test_a_masked_array(function, argument, mask):
+    wrong = np.ma.array(GOOD[argument], mask=mask)
+    parts = (f"{argument} is a masked array, whose mask would be lost", "pass the rows that count")
+    refused(EVERY[function], TypeError, *parts, **{argument: wrong})
+
+
+@pytest.mark.parametrize(("function", "argument"), cases(EVERY, ARRAYS))
 @pytest.mark.parametrize("shape", [(0, 4), (6, 0), (0, 0)])
 def test_an_empty_sequence_or_dimension(function, argument, shape):
     refused(EVERY[function], ValueError, f"{argument} has shape {shape}; it must be", **{argument: np.zeros(shape)})
@@ -288,8 +296,49 @@ def test_a_scale_that_is_no_finite_number(function, wrong):
 SEEDED = [name for name in EVERY if name not in ("exact_attention", "attention_probabilities", "spectral_error")]
 
 
+# --- True and False -------------------------------------------------------------------------------
+
+BOOLEANS = {
+    "is_causal": HEADS,
+    "enable_gqa": ["exact_attention", "hyper_attention", "make_plan"],
+    "return_lse": ["exact_attention", "hyper_attention"],
+    "rescale_rows": ["approx_d", "literal_hyper_attention", "causal_approx_d", "causal_literal_hyper_attention"],
+    "op_norm": ["hardness"],
+}
+
+
+@pytest.mark.parametrize(("function", "argument"), [(name, x) for x, names in BOOLEANS.items() for name in names])
+@pytest.mark.parametrize("wrong", ["False", "no", "0", "", 0, 1, 2, 0.5, math.nan, None, [False], np.array([True])])
+def test_what_is_neither_true_nor_false(function, argument, wrong):
+    refused(EVERY[function], TypeError, f"{argument} is {wrong!r}; it must be True or False", **{argument: wrong})
+
+
+@pytest.mark.parametrize(("function", "argument"), [(name, x) for x, names in BOOLEANS.items() for name in names])
+def test_true_and_false_of_numpy_are_fine(function, argument):
+    EVERY[function](**{argument: np.False_})
+
+
+# --- what scaled_dot_product_attention takes, and this library does not -----------------------------
+
+
+@pytest.mark.parametrize("function", ["exact_attention", "hyper_attention"])
+def test_arguments_of_pytorch(function):
+    run = HEADS[function]
+    refused(run, TypeError, "attn_mask is given", "is_causal=True", "cut the padded tokens off", attn_mask=np.ones(6))
+    for wrong in (0.1, True, math.nan, "0"):
+        refused(run, ValueError, f"dropout_p is {wrong!r}", "dropout is not supported: pass 0.0", dropout_p=wrong)
+    assert np.array_equal(run(attn_mask=None, dropout_p=0.0), run())
+
+
+@pytest.mark.parametrize("function", HEADS)
+def test_a_batch_dimension_that_only_the_query_has(function):
+    parts = ("query has leading shape (1, 2)", "has (2,)", "same number of dimensions: x[None]")
+    pair = {name: np.stack([x, x]) for name, x in GOOD.items() if name in HEADS[function].arguments}
+    refused(HEADS[function], ValueError, *parts, **(pair | {"query": pair["query"][None]}))
+
+
 @pytest.mark.parametrize("function", SEEDED)
-@pytest.mark.parametrize("wrong", ["seed", 1.5, -1, {}])
+@pytest.mark.parametrize("wrong", ["seed", 1.5, -1, {}, True, np.True_, np.random.RandomState(0)])
 def test_an_rng_that_is_none(function, wrong):
     refused(
         EVERY[function],

@@ -127,6 +127,8 @@ class BenchSettings(RunSettings):
         if self.value_dim is not None:
             object.__setattr__(self, "value_dim", inputs.count("value_dim", self.value_dim))
         object.__setattr__(self, "threads", inputs.count("threads", self.threads, most=available_cores()))
+        for name in ("is_causal", "measure"):
+            inputs.boolean(name, getattr(self, name))
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         for name, known in (("against", tuple(RIVALS)), ("families", FAMILIES)):

@@ -13,6 +13,7 @@ import operator
 import numpy as np
 
 from hyperattention_ref.foundation.extremes import Extremes
+from hyperattention_ref.foundation.host_arrays import dtype_name
 from hyperattention_ref.foundation.memory import HOST, Memory, working_dtype
 
 
@@ -73,15 +74,17 @@ def heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False, mem
 
 def measured_heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = False, memory: Memory = HOST):
     """As `heads`, followed by their Extremes, with which `logit_range` detects non-finite or too large entries."""
-    named = {"query": q, "key": k} | ({} if v is ... else {"value": v})
-    named = {name: memory.view(name, x) for name, x in named.items()}
+    is_causal, enable_gqa = boolean("is_causal", is_causal), boolean("enable_gqa", enable_gqa)
+    given = {"query": q, "key": k} | ({} if v is ... else {"value": v})
+    named = {name: memory.view(name, x) for name, x in given.items()}
     arrays = tuple(named.values())
     for name, x in named.items():
         if x.ndim < 2 or 0 in x.shape:
             raise ValueError(f"{name} has shape {x.shape}; it must be (..., n, d) with no empty dimension")
-    if len({str(x.dtype) for x in arrays}) > 1:
-        dtypes = ", ".join(f"{name} {x.dtype}" for name, x in named.items())
-        raise TypeError(f"dtypes differ ({dtypes}); all must be the same: convert them to one")
+    dtypes = {name: dtype_name(given[name], x) for name, x in named.items()}
+    if len(set(dtypes.values())) > 1:
+        found = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(f"dtypes differ ({found}); all must be the same: convert them to one")
     if is_causal:
         causal_lengths(arrays[0].shape[-2], arrays[1].shape[-2])
     _matching(*arrays)
@@ -91,6 +94,8 @@ def measured_heads(q, k, v=..., *, is_causal: bool = False, enable_gqa: bool = F
     for name, x in zip(("key", "value"), arrays[1:], strict=False):
         if x.shape[:-2] != arrays[0].shape[:-2]:
             hint = "" if enable_gqa else "; for grouped-query heads pass enable_gqa=True"
+            if x.ndim != arrays[0].ndim:
+                hint = "; give all of them the same number of dimensions: x[None] adds one"
             raise ValueError(
                 f"query has leading shape {arrays[0].shape[:-2]} and {name} has {x.shape[:-2]}; "
                 f"they must be equal{hint}"
@@ -171,6 +176,13 @@ def positive(name: str, x, *, allow_infinite: bool = False) -> float:
     if not x > 0:
         raise ValueError(f"{name} is {x}; it must be positive")
     return x
+
+
+def boolean(name: str, x) -> bool:
+    """True or False, of Python or NumPy, and nothing that merely counts as one."""
+    if not isinstance(x, bool | np.bool_):
+        raise TypeError(f"{name} is {x!r}; it must be True or False")
+    return bool(x)
 
 
 def count(name: str, x, *, least: int = 1, most: int | None = None) -> int:

@@ -7,11 +7,12 @@ few operations that it needs besides those of the backend are methods of the bac
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+
+from hyperattention_ref.foundation.host_arrays import host_array, is_tensor
 
 KDL_CUDA = (2, 13)  # device types of DLPack: memory of a CUDA device, and managed memory
 
@@ -55,7 +56,7 @@ class Memory(Protocol):
 
 
 class HostMemory:
-    """NumPy arrays, and objects that NumPy converts."""
+    """NumPy arrays, tensors of PyTorch on the CPU, and objects that NumPy converts."""
 
     dtypes = ("float16", "float32", "float64")
 
@@ -65,13 +66,13 @@ class HostMemory:
                 f"{name} is a {kind} on a GPU, and this call works on the host: name a backend for GPUs, if the call "
                 f"takes one, or copy the array with {_call_to_host(x)}"
             )
-        x = np.asarray(x)
-        if x.dtype.name not in self.dtypes:
+        array = host_array(name, x)
+        if array.dtype.name not in self.dtypes:
+            convert = ".double()" if is_tensor(x) else ".astype(np.float64)"
             raise TypeError(
-                f"{name} has dtype {x.dtype}; it must be float16, float32 or float64: convert it with "
-                ".astype(np.float64)"
+                f"{name} has dtype {array.dtype}; it must be float16, float32 or float64: convert it with {convert}"
             )
-        return x
+        return array
 
     def broadcast(self, x, shape):
         return np.broadcast_to(x, shape)
@@ -110,8 +111,7 @@ def working_dtype(x) -> np.dtype:
 
 def device_kind(x) -> str | None:
     """The type of an array on a GPU, such as "torch.Tensor"; None for anything that is not on a GPU."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, torch.Tensor):
+    if is_tensor(x):
         on_gpu = x.is_cuda
     elif library_of(x) == "cupy":
         on_gpu = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
-
 import numpy as np
 
 SEEDS = np.random.SeedSequence | np.random.BitGenerator | np.random.Generator | None
@@ -21,7 +19,7 @@ def generator(rng) -> np.random.Generator:
     ------
     TypeError : anything else, such as a bool or a RandomState, the legacy generator of NumPy.
     """
-    is_integer = isinstance(rng, numbers.Integral) and not isinstance(rng, bool) and rng >= 0
+    is_integer = isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0
     if not (is_integer or isinstance(rng, SEEDS)):
         raise TypeError(
             f"rng is {rng!r}; it must be None, an integer seed or a numpy.random.Generator, such as default_rng(0)"

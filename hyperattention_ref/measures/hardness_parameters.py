@@ -106,7 +106,7 @@ def hardness(
     Cost: n_q n_k (d + some 10) operations per head, memory O((n_q + n_k) d). Results are host arrays. A GPU returns the
     sums over rows and columns; for heads of up to 2^24 pairs q and k are copied, too, and the host computes ||P||_op.
     """
-    backend = select(backend, q)
+    backend, op_norm = select(backend, q), inputs.boolean("op_norm", op_norm)
     q, k, _, largest = inputs.measured_heads(q, k, is_causal=is_causal, memory=memory_of(backend))
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, largest=largest)

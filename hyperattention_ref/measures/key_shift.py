@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.host_arrays import host_array
 from hyperattention_ref.foundation.results import Result
 
 MOST_ROWS = 8192
@@ -50,7 +51,7 @@ def best_key_shift(q, log_unmasked, *, scale=None) -> KeyShift:
 
     q = inputs.head("query", q)
     scale = inputs.resolve_scale(scale, q.shape[1])
-    log_unmasked = np.asarray(log_unmasked, dtype=np.float64)
+    log_unmasked = host_array("log_unmasked", log_unmasked).astype(np.float64)
     if log_unmasked.shape != (len(q),) or np.isnan(log_unmasked).any():
         raise ValueError(
             f"log_unmasked has shape {log_unmasked.shape}; it must be one log R_i for each of {len(q)} rows, not NaN"

@@ -27,8 +27,9 @@ def captured_mass(q, k, plan_or_mask, *, scale=None, is_causal: bool = False, en
     Cost: n_q n_k (d + some 10) operations for each head, in float64; memory float64 copies of a head's q and k and a
     few panels of 32 rows by n_k.
     """
-    lead = np.shape(q)[:-2]
-    q, k, _ = inputs.heads(q, k, is_causal=is_causal, enable_gqa=enable_gqa)
+    caller = q
+    q, k, _ = inputs.heads(caller, k, is_causal=is_causal, enable_gqa=enable_gqa)
+    lead = np.shape(caller)[:-2]
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale)
     masks = head_masks(plan_or_mask, lead, q.shape[-2], k.shape[-2], is_causal)

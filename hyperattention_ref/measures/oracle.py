@@ -28,8 +28,9 @@ def oracle_mask(q, k, keys_per_query: int, *, scale=None, is_causal: bool = Fals
     (..., n_q, n_k) boolean array. Cost n_q n_k (d + log n_k) operations for each head; memory that array and a few
     float64 matrices n_q by n_k.
     """
-    lead = np.shape(q)[:-2]
-    q, k, _ = inputs.heads(q, k, is_causal=is_causal, enable_gqa=enable_gqa)
+    caller = q
+    q, k, _ = inputs.heads(caller, k, is_causal=is_causal, enable_gqa=enable_gqa)
+    lead = np.shape(caller)[:-2]
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale)
     keys_per_query = inputs.count("keys_per_query", keys_per_query)
@@ -56,8 +57,9 @@ def oracle_attention(
     -------
     out : (..., n_q, d_v) float64 array. Cost and memory: dense exact attention.
     """
-    lead = np.shape(q)[:-2]
-    q, k, v = inputs.heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    caller = q
+    q, k, v = inputs.heads(caller, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    lead = np.shape(caller)[:-2]
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, v)
     if inputs.count("budget", budget) < 2:

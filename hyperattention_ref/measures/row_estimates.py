@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.host_arrays import host_array
 from hyperattention_ref.foundation.results import PerHead, Result
 from hyperattention_ref.measures.attention_rows import (
     MaskRows,
@@ -256,7 +257,7 @@ def _log_sums(log_a: np.ndarray) -> np.ndarray:
 
 
 def _left_out(left_out) -> tuple[int, ...]:
-    numbers = np.asarray(left_out)
+    numbers = host_array("left_out", left_out)
     if numbers.ndim != 1 or numbers.size == 0 or numbers.dtype.kind not in "iu" or numbers.min() < 0:
         raise ValueError(f"left_out is {left_out!r}; it must be a non-empty sequence of integers from 0 on")
     return tuple(numbers.tolist())

@@ -40,6 +40,7 @@ class Parameters(Result):
             "alpha": None if self.alpha is None else inputs.positive("alpha", self.alpha),
             "scale": inputs.finite("scale", self.scale),
             "cap_constant": inputs.positive("cap_constant", self.cap_constant, allow_infinite=True),
+            "rescale_rows": inputs.boolean("rescale_rows", self.rescale_rows),
             "pilot_size": inputs.count("pilot_size", self.pilot_size),
         }
         for name, x in checked.items():

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.host_arrays import host_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,7 @@ def dense_mask(mask, n_q: int, n_k: int) -> np.ndarray:
         return np.zeros((n_q, n_k), dtype=bool)
     if hasattr(mask, "toarray"):  # BlockMask and every SciPy sparse container
         mask = mask.toarray() != 0
-    mask = np.asarray(mask)
+    mask = host_array("mask", mask)
     if mask.dtype != bool:
         raise TypeError(
             f"mask has dtype {mask.dtype}; it must be a BlockMask, a boolean array, a SciPy sparse matrix or None: "
@@ -157,7 +158,7 @@ def _offsets(name: str, offsets, n: int) -> np.ndarray:
 
 def index_array(name: str, x) -> np.ndarray:
     """A one-dimensional, read-only int64 copy of `x`."""
-    x = np.asarray(x)
+    x = host_array(name, x)
     if x.size == 0 and x.ndim == 1:
         x = x.astype(np.int64)
     if x.ndim != 1 or x.dtype.kind not in "iu":

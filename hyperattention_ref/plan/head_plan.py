@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.host_arrays import host_array
 from hyperattention_ref.plan.block_mask import BlockMask, index_array
 from hyperattention_ref.plan.tiling import split_point
 
@@ -63,7 +64,7 @@ class Rectangle:
         exact.setflags(write=False)
         object.__setattr__(self, "exact_keys", exact)
         object.__setattr__(self, "sampled_keys", self._keys("sampled_keys"))
-        weights = np.array(self.log_weights, dtype=np.float64)
+        weights = host_array("log_weights", self.log_weights).astype(np.float64)
         if weights.shape != self.sampled_keys.shape or not np.all(np.isfinite(weights)):
             raise ValueError(
                 f"log_weights has shape {weights.shape}; it must be one finite number for each of the "

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from hyperattention_ref.foundation.host_arrays import host_array, in_library_of, like
+
 NEUTRAL = (0.0, -np.inf)
 """The neutral element of `merge_attention`: attention to no key at all, output 0 and log-sum-exp minus infinity."""
 
@@ -45,15 +47,17 @@ def merge_attention(first, second):
         lse = top + np.log(total)
     total = np.where(total > 0, total, 1).astype(total.dtype, copy=False)
     out = (weight_1[..., None] * out_1 + weight_2[..., None] * out_2) / total[..., None]
-    return out, lse
+    caller = second[0] if np.ndim(first[0]) == 0 else first[0]  # NEUTRAL is of no library
+    return like(caller, out), in_library_of(caller, lse)
 
 
 def _pair(name: str, pair) -> tuple[Any, Any]:
     """(out, lse) as arrays that fit each other; `NEUTRAL` stays a pair of scalars, which fits all shapes and types."""
     try:
-        out, lse = (np.asarray(x) for x in pair)
+        out, lse = pair
     except (TypeError, ValueError):
         raise TypeError(f"{name} is no pair of arrays; it must be (out, lse)") from None
+    out, lse = host_array(f"out of {name}", out), host_array(f"lse of {name}", lse)
     if lse.shape != out.shape[:-1] or (out.ndim == 0 and not np.isneginf(lse)):
         raise ValueError(
             f"{name} has out of shape {out.shape} and lse of shape {lse.shape}; they must be (..., n, d_v) and (..., n)"

@@ -70,8 +70,7 @@ def make_plan(
     (log2 n) / 2 at most when causal, and one panel of pilot_rows (at most 32) by n_k float64 to the memory.
     """
     chosen = select(backend, q)
-    lead = tuple(np.shape(q)[:-2])
-    memory = memory_of(chosen)
+    caller, memory = q, memory_of(chosen)
     q, k, _, largest = inputs.measured_heads(q, k, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
     _ = largest.values
     scale = inputs.resolve_scale(scale, q.shape[-1])
@@ -89,7 +88,7 @@ def make_plan(
     )
     if planner.recipe.needs_pilot:
         inputs.logit_range(q, k, scale, largest=largest)
-    return planner.plan(q, k, lead, rng)
+    return planner.plan(q, k, tuple(np.shape(caller)[:-2]), rng)
 
 
 @dataclass(frozen=True)

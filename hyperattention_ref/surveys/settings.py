@@ -47,5 +47,6 @@ class SurveySettings(Result):
             if getattr(self, name) is not None:
                 inputs.count(name, getattr(self, name))
         inputs.count("min_seq_len", self.min_seq_len)
+        inputs.count("seed", self.seed, least=0)
         inputs.positive("tolerance", self.tolerance)
         failure_probability(self.confidence)

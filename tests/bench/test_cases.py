@@ -41,3 +41,10 @@ def test_logits_are_counted_from_the_plan_and_from_the_lengths():
 def test_nothing_to_time_is_refused(name):
     with pytest.raises(ValueError, match="nothing to time"):
         replace(SMALL, **{name: ()})
+
+
+@pytest.mark.parametrize("wrong", [0, "no", None])
+@pytest.mark.parametrize("name", ["is_causal", "measure"])
+def test_what_is_neither_true_nor_false_is_refused(name, wrong):
+    with pytest.raises(TypeError, match=f"{name} is {wrong!r}; it must be True or False"):
+        replace(SMALL, **{name: wrong})

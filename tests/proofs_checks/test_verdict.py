@@ -83,3 +83,22 @@ def test_problems_are_those_of_the_settings_or_the_default_ones():
     assert [p.name for p in Settings(n=8).problems(("flat", "sink"))] == ["flat", "sink"]
     (problem,) = Settings(n=8, families=("gaussian",)).problems(("flat", "sink"), n=5)
     assert (problem.name, len(problem.query)) == ("gaussian", 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n": 1}, ValueError, "n is 1; it must be at least 2"),
+        ({"n": 256.0}, TypeError, "n is 256.0; it must be an integer"),
+        ({"trials": 0}, ValueError, "trials is 0; it must be at least 1"),
+        ({"seed": True}, TypeError, "seed is True; it must be an integer"),
+        ({"seed": -1}, ValueError, "seed is -1; it must be at least 0"),
+        ({"epsilon": 0.0}, ValueError, "epsilon is 0.0; it must be above 0 and at most 1"),
+        ({"epsilon": 1.5}, ValueError, "epsilon is 1.5; it must be above 0 and at most 1"),
+        ({"epsilon": "0.5"}, TypeError, "epsilon is '0.5'; it must be a real number"),
+        ({"families": ("flat", "round")}, ValueError, "families has round; known: gaussian"),
+    ],
+)
+def test_bad_settings_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        Settings(**options)

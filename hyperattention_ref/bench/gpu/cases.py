@@ -54,7 +54,7 @@ class GpuSettings(RunSettings):
         super().__post_init__()
         object.__setattr__(self, "examples", inputs.count("examples", self.examples, most=MOST_EXAMPLES))
         object.__setattr__(self, "dims", tuple(dict.fromkeys(inputs.count("dim", d) for d in self.dims)))
-        object.__setattr__(self, "causal", tuple(dict.fromkeys(self.causal)))
+        object.__setattr__(self, "causal", tuple(dict.fromkeys(inputs.boolean("causal", x) for x in self.causal)))
         for name in self.backends:
             if name not in GPU_BACKENDS:
                 raise ValueError(f"backend {name!r} does not run on a GPU; it must be one of {', '.join(GPU_BACKENDS)}")
