@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy.special import logsumexp
 
 import hyperattention_ref as hr
+from hyperattention_ref.foundation.lazy_property import lazy_property
 from hyperattention_ref.plan.block_mask import dense_mask
 
 from .verdict import Verdict
@@ -41,42 +41,42 @@ class Dense:
     def n(self) -> int:
         return len(self.query)
 
-    @cached_property
+    @lazy_property
     def log_a(self):
         """log A = scale Q K^T; -inf above the diagonal of causal attention."""
         logits = self.scale * self.query @ self.key.T
         return np.where(np.tri(self.n, dtype=bool), logits, -np.inf) if self.is_causal else logits
 
-    @cached_property
+    @lazy_property
     def mask(self):
         return dense_mask(self.mask_given, *self.log_a.shape)
 
-    @cached_property
+    @lazy_property
     def log_d(self):
         return logsumexp(self.log_a, axis=1)
 
-    @cached_property
+    @lazy_property
     def log_h(self):
         return logsumexp(np.where(self.mask, self.log_a, -np.inf), axis=1)
 
-    @cached_property
+    @lazy_property
     def log_r(self):
         return logsumexp(np.where(self.mask, -np.inf, self.log_a), axis=1)
 
-    @cached_property
+    @lazy_property
     def p(self):
         return np.exp(self.log_a - self.log_d[:, None])
 
-    @cached_property
+    @lazy_property
     def attention(self):
         return self.p @ self.value
 
-    @cached_property
+    @lazy_property
     def alpha(self) -> float:
         n_q, n_k = self.p.shape
         return float(n_k**2 / n_q * (self.p**2).sum(axis=0).max())
 
-    @cached_property
+    @lazy_property
     def log_kappa(self) -> float:
         finite = self.log_r[np.isfinite(self.log_r)]
         return float(finite.max() - finite.min()) if finite.size else 0.0
@@ -85,11 +85,11 @@ class Dense:
     def kappa(self) -> float:
         return math.exp(self.log_kappa)
 
-    @cached_property
+    @lazy_property
     def op_norm(self) -> float:
         return hr.operator_norm(self.p)
 
-    @cached_property
+    @lazy_property
     def value_norm(self) -> float:
         return hr.operator_norm(self.value)
 

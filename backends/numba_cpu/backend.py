@@ -30,6 +30,10 @@ class NumbaCPU:
     name = "numba"
 
     def unavailable(self) -> str | None:
+        from numba import config
+
+        if config.DISABLE_JIT:  # type: ignore[attr-defined]
+            return "NUMBA_DISABLE_JIT is set, and its kernels exist only compiled; unset it"
         try:
             _kernels()
         except RuntimeError as error:

@@ -26,6 +26,7 @@ same bits.
 from __future__ import annotations
 
 import math
+import os
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
@@ -33,7 +34,13 @@ import numpy as np
 from llvmlite import ir
 from numba import config, njit, types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, overload
+
+# A fork waits until no thread compiles: its child would inherit the compiler's lock, and wait for ever.
+if hasattr(os, "register_at_fork"):
+    _let_go = global_compiler_lock.release
+    os.register_at_fork(before=global_compiler_lock.acquire, after_in_parent=_let_go, after_in_child=_let_go)
 
 LANES = 64
 """Queries in a tile: four vectors of AVX-512 in float32."""

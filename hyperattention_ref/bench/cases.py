@@ -160,8 +160,11 @@ class BenchSettings(RunSettings):
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, and Numba with it: its threads are limited by NUMBA_NUM_THREADS."""
+    from numba import config
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 class Heads(NamedTuple):

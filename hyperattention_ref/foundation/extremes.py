@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 
+from hyperattention_ref.foundation.lazy_property import lazy_property
 from hyperattention_ref.foundation.memory import Memory
 
 
@@ -27,7 +27,7 @@ class Extremes:
         """Register `numbers`, which waits for max |x| of these arrays, computed by the caller."""
         self._pending.append((names, numbers))
 
-    @cached_property
+    @lazy_property
     def values(self) -> list[float]:
         """max |x| of all arrays, computing those not started yet; a ValueError if any entry is not finite."""
         pending = {name for names, _ in self._pending for name in names}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.host_arrays import host_array
+from hyperattention_ref.foundation.lazy_property import lazy_property
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +90,11 @@ class BlockMask:
         """(n_k,) int32 block number of every key."""
         return self._key_blocks
 
-    @cached_property
+    @lazy_property
     def _query_blocks(self) -> np.ndarray:
         return _block_numbers(self.query_order, self.query_offsets)
 
-    @cached_property
+    @lazy_property
     def _key_blocks(self) -> np.ndarray:
         return _block_numbers(self.key_order, self.key_offsets)
 

@@ -1,5 +1,8 @@
 """Times: turns, medians and quartiles, and the number of threads."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperattention_ref.bench import timing
+
+
+def test_the_default_number_of_threads_is_one_that_numba_gives():
+    ask = "from hyperattention_ref.bench.cases import BenchSettings; print(BenchSettings(against=()).threads)"
+    where = os.environ | {"NUMBA_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", ask], env=where, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_turns_are_taken_and_slow_calls_stop_at_three(monkeypatch):

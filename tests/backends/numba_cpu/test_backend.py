@@ -72,5 +72,20 @@ def test_unwritable_cache_is_refused_with_the_remedy(run_python):
     assert out.endswith("0.0\n")
 
 
+def test_without_compilation_the_backend_says_that_it_cannot_run(run_python):
+    script = """
+        import numpy as np, hyperattention_ref as hr
+        print(hr.backend_status()["numba"])
+        try:
+            hr.exact_attention(*np.zeros((3, 2, 2)))
+        except ValueError as error:
+            print(error)
+    """
+    status, error = run_python(script, NUMBA_DISABLE_JIT="1").splitlines()
+    assert status == "NUMBA_DISABLE_JIT is set, and its kernels exist only compiled; unset it"
+    assert status in error
+    assert "available: reference, numpy" in error
+
+
 def test_import_is_lazy(run_python):
     assert "False" in run_python("import hyperattention_ref, sys; print('numba' in sys.modules)")

@@ -82,6 +82,117 @@ def test_threads_respect_the_setting_and_the_affinity(run_python):
         assert run_python(one_core).strip() == "1"
 
 
+def test_an_error_in_a_piece_stops_the_call_and_is_raised(monkeypatch):
+    monkeypatch.setattr(threads, "n_threads", lambda: 2)
+    done = []
+
+    def kernel(piece):
+        if piece == 3:
+            raise ValueError("piece 3")
+        done.append(piece)
+
+    with pytest.raises(ValueError, match="piece 3"):
+        threads.run(kernel, [(piece,) for piece in range(1000)])
+    assert len(done) < 1000
+    threads.run(kernel, [(piece,) for piece in range(4, 8)])  # and the helpers are as good as new
+    assert set(done[-4:]) == {4, 5, 6, 7}
+
+
+def test_without_helpers_a_call_finishes_alone(monkeypatch):
+    def no_thread(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "n_threads", lambda: 7)  # a pool of its own
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    done = []
+    threads.run(done.append, [(piece,) for piece in range(9)])
+    assert done == list(range(9))
+
+
+@pytest.mark.parametrize("is_warm", [True, False])
+@pytest.mark.parametrize(
+    "late", ["atexit.register(call)", "threading.Thread(target=lambda: (gate.wait(), call())).start()"]
+)
+def test_it_computes_after_the_main_thread_has_ended(run_python, late, is_warm):
+    script = f"""
+        import atexit, threading, numpy as np, hyperattention_ref as hr
+        from hyperattention_ref.backends.numba_cpu import threads
+        threads.n_threads = lambda: 2
+        q = np.ones((700, 4), np.float32)
+        gate = threading.Event()
+        def call():
+            print(hr.exact_attention(q, q, q).sum())
+        {"hr.exact_attention(q, q, q)" if is_warm else ""}
+        {late}
+        threading._register_atexit(gate.set)  # once the main thread has ended
+    """
+    assert run_python(script).strip() == "2800.0"
+
+
+FORKS = """
+    import os, signal, threading, time
+    import numpy as np
+    import hyperattention_ref as hr
+    from hyperattention_ref.backends.numba_cpu import threads
+    threads.n_threads = lambda: 2
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 600, 16), dtype=np.float32)
+
+    def work():
+        out = hr.hyper_attention(q, k, v, block_size=64, sample_size=32, rng=0)
+        return out.tobytes(), hr.hardness(q, k, rng=0, op_norm=False).alpha.tobytes()
+
+    def load():
+        while not ended.is_set():
+            work()
+
+    expected, ended = work(), threading.Event()
+    loaders = [threading.Thread(target=load) for _ in range(4)]
+    for loader in loaders:
+        loader.start()
+    for _ in range(N_FORKS):
+        time.sleep(0.01)
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            os._exit(work() != expected)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    ended.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("forks", [8, pytest.param(120, marks=pytest.mark.slow)])
+def test_a_child_that_is_forked_while_other_threads_compute_does_not_hang(run_python, forks):
+    script = FORKS.replace("N_FORKS", str(forks))
+    assert run_python(script).split() == ["0"] * forks
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_is_forked_while_another_thread_compiles_does_not_hang(run_python, tmp_path):
+    script = """
+        import os, signal, threading, time
+        import numpy as np
+        from hyperattention_ref.backends.numba_cpu import backend, kernels
+        from numba.core.compiler_lock import global_compiler_lock
+        q = np.ones((300, 4), np.float32)
+
+        def work():
+            return backend.NumbaCPU().exact_attention(q, q, q, scale=1.0, is_causal=False)
+
+        compiling = threading.Thread(target=work)
+        compiling.start()
+        while not global_compiler_lock.is_locked():
+            time.sleep(0.001)
+        child = os.fork()
+        if not child:
+            signal.alarm(120)
+            os._exit(int(work()[0][0, 0]) - 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert run_python(script, NUMBA_CACHE_DIR=str(tmp_path)).strip() == "0"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_gets_threads_of_its_own(run_python):
     """A pool that was started before the fork has no threads in the child: a call that used it would hang."""
