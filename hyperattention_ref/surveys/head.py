@@ -66,7 +66,7 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> HeadMeasures:
     plans = {name: _plan(query, key, head, name, settings) for name in settings.recipes}
     masses, picture = _from_rows(q, k, rows, head, plans, settings)
     common: dict[str, Any] = {"is_causal": head.is_causal, "scale": head.scale}
-    draw: dict[str, Any] = {"rows": rows, "confidence": settings.confidence, "rng": settings.seed}
+    draw: dict[str, Any] = {"rows": rows, "confidence": settings.confidence, "rng": noise_of(head, settings)}
     recipes = {}
     for name, plan in plans.items():
         output = memory.to_host(hr.hyper_attention(query, key, value, plan=plan, backend=settings.backend, **common))
@@ -128,6 +128,11 @@ def physical_memory() -> float:
         return math.inf
 
 
+def noise_of(head: AttentionMap, settings: SurveySettings) -> np.random.SeedSequence:
+    """The seed of all that is drawn for a head; other heads have other noise, so medians do not hang on one draw."""
+    return np.random.SeedSequence((settings.seed, head.layer, head.head))
+
+
 def judge(errors: dict[str, float], tolerance: float) -> tuple[str, str]:
     """The verdict on a head from the bounded relative error of each recipe, and the rule that gave it."""
     enough = [name for name, error in errors.items() if error <= tolerance]
@@ -150,7 +155,7 @@ def _plan(q, k, head: AttentionMap, name: str, settings: SurveySettings) -> Plan
         is_causal=head.is_causal,
         min_seq_len=settings.min_seq_len,
         scale=head.scale,
-        rng=settings.seed,
+        rng=noise_of(head, settings),
         backend=settings.backend,
     )
 
@@ -173,7 +178,7 @@ def _recipe(
 def _hardness(q, k, head: AttentionMap, settings: SurveySettings, *, log_kappa_shifted: float | None) -> HeadHardness:
     """Exact hardness; the norm of P only where it is cheap."""
     n = len(k)
-    common: dict[str, Any] = {"scale": head.scale, "rng": settings.seed, "backend": settings.backend}
+    common: dict[str, Any] = {"scale": head.scale, "rng": noise_of(head, settings), "backend": settings.backend}
     h = hr.hardness(q, k, is_causal=head.is_causal, op_norm=n <= MOST_ROWS, **common)
     rectangles = None
     if head.is_causal:
@@ -215,7 +220,7 @@ def _from_rows(q, k, count: int, head: AttentionMap, plans: dict[str, Plan], set
     n = len(q)
     work = np.promote_types(q.dtype, np.float32)
     q, k = q.astype(work, copy=False), k.astype(work, copy=False)
-    (rows,) = draw_rows(settings.seed, n, count, 1)
+    (rows,) = draw_rows(noise_of(head, settings), n, count, 1)
     sums = dict.fromkeys(plans, 0.0)
     side = min(n, PICTURE)
     bins = np.arange(n) * side // n

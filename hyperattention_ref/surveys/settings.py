@@ -23,7 +23,7 @@ class SurveySettings(Result):
     confidence : of every bound by itself.
     tolerance : bounded relative Frobenius error up to which a recipe may replace the head.
     min_seq_len : causal ranges up to this length are exact.
-    seed : of every draw.
+    seed : of every draw; all recipes of a head share its noise, other heads have other noise.
     backend : None, or a name; see `backends.select`.
     """
 

@@ -182,7 +182,8 @@ def test_a_child_that_is_forked_while_another_thread_compiles_does_not_hang(run_
 
         compiling = threading.Thread(target=work)
         compiling.start()
-        while not global_compiler_lock.is_locked():
+        while global_compiler_lock._lock.acquire(blocking=False):
+            global_compiler_lock._lock.release()
             time.sleep(0.001)
         child = os.fork()
         if not child:
