@@ -52,8 +52,8 @@ class NpzArchive:
             np.lib.format.write_array(member, x, allow_pickle=False)
 
     def finish(self, text: str) -> None:
-        self.put(TEXT, np.array(text))
-        self._zip.close()
+        with self._zip:
+            self.put(TEXT, np.array(text))
 
 
 def npz_contents(file: IO[bytes], path: Path) -> tuple[dict[str, Entry], str | None]:

@@ -14,11 +14,10 @@ and `is_causal`, one for each head or one for all.
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ import numpy as np
 
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.memory import HOST
+from hyperattention_ref.foundation.whole_file import whole_file
 from hyperattention_ref.maps.array_files import layout
 from hyperattention_ref.maps.attention_map import AttentionMap, LayerMaps
 
@@ -39,8 +39,8 @@ PARSE_ERRORS = (KeyError, AttributeError, zipfile.BadZipFile, struct.error, Unic
 class MapWriter:
     """Write captured layers to a file, one at a time, within a `with` block.
 
-    Derived: the format is defined here. The layers go to a temporary file, renamed to `path` when the block ends
-    without an error and removed otherwise. Memory: only the metadata is kept.
+    Derived: the format is defined here. The file appears, or replaces an older one, when the block ends without an
+    error, and not otherwise. Memory: only the metadata is kept.
 
     Parameters
     ----------
@@ -60,9 +60,10 @@ class MapWriter:
         self._metadata: dict[str, Any] = {"format": FORMAT, "model": str(model), "source": str(source), "layers": []}
 
     def __enter__(self) -> MapWriter:
-        self._partial = self._path.with_name(self._path.name + ".partial")
-        self._file = open(self._partial, "wb")
-        self._archive = self._new_archive(self._file)
+        with ExitStack() as stack:
+            self._archive = self._new_archive(stack.enter_context(whole_file(self._path)))
+            stack.push(self._finish)
+            self._stack = stack.pop_all()
         return self
 
     def add(self, maps: LayerMaps) -> None:
@@ -86,17 +87,14 @@ class MapWriter:
         self._metadata["layers"].append(record)
 
     def __exit__(self, kind, error, trace) -> None:
-        try:
-            try:
-                self._archive.finish(json.dumps(self._metadata))
-            finally:
-                self._file.close()
-            if error is None:
-                if not self._metadata["layers"]:
-                    raise ValueError(f"no layer was written to {self._path}; add at least one")
-                os.replace(self._partial, self._path)
-        finally:
-            self._partial.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, trace)
+
+    def _finish(self, kind, error, trace) -> None:
+        """Close the archive; after an error, which removes the file, nothing that this finds is news."""
+        with suppress(Exception) if error else nullcontext():
+            self._archive.finish(json.dumps(self._metadata))
+        if not (error or self._metadata["layers"]):
+            raise ValueError(f"no layer was written to {self._path}; add at least one")
 
 
 class MapFile(AbstractContextManager):

@@ -5,27 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.foundation.whole_file import write_whole
 from hyperattention_ref.pages.wording import number, power_of_ten
 
 if TYPE_CHECKING:
     from hyperattention_ref.pages.plot_style import Plot
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write by way of a temporary file of this process that is renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hyperattention_ref.foundation.results import Result
-from hyperattention_ref.pages.files import write_whole
+from hyperattention_ref.foundation.whole_file import write_whole
 
 Part = TypeVar("Part", bound=Result)
 

@@ -114,7 +114,7 @@ class Plan:
             raise ValueError(f"log_weights of the plan reach {largest:.3g} and may overflow {work}; use smaller ones")
 
     def save(self, path) -> None:
-        """Write the plan to one `.npz` file, by way of a temporary file that is renamed."""
+        """Write the plan to one `.npz` file, whole or not at all; a file of that name is replaced."""
         plan_file.save(path, self.to_arrays())
 
     @classmethod

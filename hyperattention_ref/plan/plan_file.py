@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from hyperattention_ref.foundation.whole_file import whole_file
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 
@@ -19,15 +18,9 @@ Loaded = TypeVar("Loaded")
 
 
 def save(path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays by way of a temporary file that is renamed."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write the arrays, all or nothing."""
+    with whole_file(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
 
 
 def load(path, build: Callable[[dict[str, np.ndarray]], Loaded]) -> Loaded:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from hyperattention_ref.foundation.results import Result
-from hyperattention_ref.pages.files import maths, write_json, write_plots, write_report, write_whole
+from hyperattention_ref.pages.files import maths, write_json, write_plots, write_report
 from hyperattention_ref.pages.plot_style import Plot
 
 PAGE = """{% extends "pages/page.html.j2" %}
@@ -51,19 +51,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         write_json(tmp_path / "report.json", {"new": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert (tmp_path / "report.json").read_text() == "old"
-
-
-def test_a_file_is_complete_before_it_has_its_name(tmp_path, monkeypatch):
-    sizes, replace = [], os.replace
-
-    def watched(source, target):
-        sizes.append((os.path.getsize(source), os.path.exists(target)))
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", watched)
-    write_whole(tmp_path / "file", b"content")
-    assert sizes == [(7, False)]
-    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 def test_json_is_strict(tmp_path):

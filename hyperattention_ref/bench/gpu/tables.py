@@ -11,7 +11,8 @@ from hyperattention_ref.bench.gpu.report import GpuReport, attention
 from hyperattention_ref.bench.gpu.results import GpuCaseResult, GpuContestantResult
 from hyperattention_ref.bench.grid import Grid
 from hyperattention_ref.bench.report import megabytes, middle_half, seconds
-from hyperattention_ref.pages.files import write_json, write_whole
+from hyperattention_ref.foundation.whole_file import write_whole
+from hyperattention_ref.pages.files import write_json
 from hyperattention_ref.pages.wording import number
 
 
