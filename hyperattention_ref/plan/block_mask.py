@@ -112,6 +112,10 @@ class BlockMask:
         """The rows of M that belong to these queries, (len(queries), n_k) boolean."""
         return self.query_blocks()[queries][:, None] == self.key_blocks()
 
+    def __reduce__(self):
+        # A copy and an unpickled mask are made anew, so that they are checked, and as immutable as this one.
+        return type(self), (self.query_order, self.key_order, self.query_offsets, self.key_offsets)
+
     def __repr__(self) -> str:
         return f"BlockMask(n_q={self.n_q}, n_k={self.n_k}, n_blocks={self.n_blocks}, nnz={self.nnz})"
 

@@ -7,7 +7,7 @@ tiles one head with exact causal leaves and rectangles.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -72,6 +72,10 @@ class Rectangle:
             )
         weights.setflags(write=False)
         object.__setattr__(self, "log_weights", weights)
+
+    def __reduce__(self):
+        # A copy and an unpickled rectangle are made anew, so that they are checked, and as immutable as this one.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def _keys(self, name: str) -> np.ndarray:
         keys = index_array(name, getattr(self, name))
@@ -192,7 +196,9 @@ def _index(x) -> int:
 def _check_causal_tiling(head: HeadPlan) -> None:
     """The leaves and rectangles must be exactly those of one recursion on [0, n)."""
     inputs.causal_lengths(head.n_q, head.n_k)
-    leaves, places = list(head.leaves), [r.place for r in head.rectangles]
+    leaves, places = set(head.leaves), {r.place for r in head.rectangles}
+    if len(leaves) < len(head.leaves) or len(places) < len(head.rectangles):
+        raise ValueError("the causal plan has a leaf or a rectangle twice")
 
     def recurse(a: int, c: int) -> None:
         if (a, c) in leaves:
@@ -210,4 +216,6 @@ def _check_causal_tiling(head: HeadPlan) -> None:
 
     recurse(0, head.n_q)
     if leaves or places:
-        raise ValueError(f"the causal plan has leaves {leaves} and rectangles {places} outside the recursion")
+        raise ValueError(
+            f"the causal plan has leaves {sorted(leaves)} and rectangles {sorted(places)} outside the recursion"
+        )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from hyperattention_ref.foundation.named_file import named_file
+from hyperattention_ref.foundation.npz_file import NpzFile
 from hyperattention_ref.foundation.whole_file import whole_file
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 
 FORMAT = 1
 VIEW_ARRAYS = ("query_order", "key_order", "query_offsets", "key_offsets")
-KEY_ARRAYS = ("exact_keys", "sampled_keys", "log_weights")
+KEY_ARRAYS = {"exact_keys": "iu", "sampled_keys": "iu", "log_weights": "f"}
+"""The arrays of a rectangle, and the kinds of their dtypes."""
 Loaded = TypeVar("Loaded")
 
 
@@ -24,13 +29,10 @@ def save(path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load(path, build: Callable[[dict[str, np.ndarray]], Loaded]) -> Loaded:
-    """What `build` makes of the arrays in a file; a ValueError if it holds no valid plan."""
-    with open(path, "rb") as file:
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return build(dict(arrays))
-        except Exception as error:  # a file that is damaged or something else can fail in any way while it is read
-            raise ValueError(f"{path} holds no valid plan ({error}); it must be a file from Plan.save") from error
+    """What `build` makes of the arrays in a file; a ValueError or TypeError if it holds no valid plan."""
+    path = Path(path)
+    with named_file(path, "holds no valid plan", "it must be a file from Plan.save"), NpzFile(path) as file:
+        return build({name: file.read(name) for name in file.members})
 
 
 def to_arrays(shape: tuple[int, ...], heads: tuple[HeadPlan, ...]) -> dict[str, np.ndarray]:
@@ -52,20 +54,60 @@ def to_arrays(shape: tuple[int, ...], heads: tuple[HeadPlan, ...]) -> dict[str, 
 
 def from_arrays(arrays: dict[str, np.ndarray]) -> tuple[tuple[int, ...], tuple[HeadPlan, ...]]:
     """Inverse of `to_arrays`; everything is validated again."""
-    if arrays["format"] != FORMAT:
-        raise ValueError(f"the plan has format {arrays['format']}; this version reads format {FORMAT}")
-    shape = tuple(arrays["shape"].tolist())
-    n_q, n_k = arrays["lengths"].tolist()
-    heads = []
-    for h in range(int(np.prod(shape, dtype=int))):
-        rectangles = []
-        for r, (first, stop, key_first, key_stop) in enumerate(arrays[f"{h}/places"].tolist()):
-            views = tuple(
-                BlockMask(**{name: arrays[f"{h}/{r}/{u}/{name}"] for name in VIEW_ARRAYS})
-                for u in range(arrays[f"{h}/views"][r])
-            )
-            keys: dict[str, Any] = {name: arrays[f"{h}/{r}/{name}"] for name in KEY_ARRAYS}
-            start = {"query_start": first, "key_start": key_first}
-            rectangles.append(Rectangle(stop - first, key_stop - key_first, views, **keys, **start))
-        heads.append(HeadPlan(n_q, n_k, tuple(rectangles), tuple(arrays[f"{h}/leaves"].tolist())))
-    return shape, tuple(heads)
+    left = _Arrays(arrays)
+    (version,) = left.integers("format", ())
+    if version != FORMAT:
+        raise ValueError(f"the plan has format {version}; this version reads format {FORMAT}")
+    shape = tuple(left.integers("shape", (None,)))
+    n_q, n_k = left.integers("lengths", (2,))
+    heads = tuple(_head(left, str(h), n_q, n_k) for h in range(math.prod(shape)))
+    left.check_empty()
+    return shape, heads
+
+
+def _head(left: _Arrays, place: str, n_q: int, n_k: int) -> HeadPlan:
+    places, counts = left.integers(f"{place}/places", (None, 4)), left.integers(f"{place}/views", (None,))
+    if len(places) != len(counts):
+        raise ValueError(f"{place}/views has {len(counts)} counts for {len(places)} rectangles")
+    rectangles = (_rectangle(left, f"{place}/{r}", *x) for r, x in enumerate(zip(places, counts, strict=True)))
+    return HeadPlan(n_q, n_k, tuple(rectangles), tuple(left.integers(f"{place}/leaves", (None, 2))))
+
+
+def _rectangle(left: _Arrays, place: str, corners: list[int], n_views: int) -> Rectangle:
+    first, stop, key_first, key_stop = corners
+    views = tuple(
+        BlockMask(**{name: left.take(f"{place}/{u}/{name}", "iu") for name in VIEW_ARRAYS}) for u in range(n_views)
+    )
+    keys: dict[str, Any] = {name: left.take(f"{place}/{name}", kind) for name, kind in KEY_ARRAYS.items()}
+    return Rectangle(stop - first, key_stop - key_first, views, **keys, query_start=first, key_start=key_first)
+
+
+class _Arrays:
+    """The arrays of a plan, each taken once, so that what is left over belongs to no part of it."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self._left = dict(arrays)
+
+    def take(self, name: str, kinds: str) -> np.ndarray:
+        """An array with a dtype of one of these kinds."""
+        if name not in self._left:
+            raise ValueError(f"the plan lacks {name}")
+        x = np.asarray(self._left.pop(name))
+        if x.dtype.kind not in kinds:
+            raise TypeError(f"{name} has dtype {x.dtype}; it must hold {'numbers' if 'f' in kinds else 'integers'}")
+        return x
+
+    def integers(self, name: str, shape: tuple[int | None, ...]) -> list:
+        """Integers from zero, as lists; None in the shape stands for any number of them."""
+        x = self.take(name, "iu")
+        if x.ndim != len(shape) or any(need not in (None, size) for need, size in zip(shape, x.shape, strict=True)):
+            needed = str(shape).replace("None", "any")
+            raise ValueError(f"{name} has shape {x.shape}; it must have shape {needed}")
+        if x.size and x.min() < 0:
+            raise ValueError(f"{name} goes down to {x.min()}; it must hold integers from zero")
+        return x.tolist() if shape else [x.item()]
+
+    def check_empty(self) -> None:
+        """Refuse arrays that nobody took."""
+        if self._left:
+            raise ValueError(f"the plan has {next(iter(self._left))!r:.60}, which belongs to no part of it")
