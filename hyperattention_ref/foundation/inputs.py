@@ -154,10 +154,20 @@ def finite(name: str, x) -> float:
     """A finite real number as a float."""
     if isinstance(x, bool | np.bool_) or not isinstance(x, numbers.Real):
         raise TypeError(f"{name} is {x!r}; it must be a real number")
-    x = float(x)
+    try:
+        x = float(x)
+    except OverflowError:
+        raise ValueError(f"{name} is beyond the range of float64; it must be finite") from None
     if not math.isfinite(x):
         raise ValueError(f"{name} is {x}; it must be finite")
     return x
+
+
+def boolean(name: str, x) -> bool:
+    """True or False, as a bool."""
+    if not isinstance(x, bool | np.bool_):
+        raise TypeError(f"{name} is {x!r}; it must be True or False")
+    return bool(x)
 
 
 def at_least(name: str, x, low: float) -> float:

@@ -31,7 +31,7 @@ def named_file(path: Path, what: str, remedy: str = "") -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise
     except Exception as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError

@@ -78,7 +78,9 @@ class NpzFile(AbstractContextManager):
         for info in sorted(self._zip.infolist(), key=lambda info: info.header_offset):
             name = info.filename.removesuffix(".npy")
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-                raise ValueError(f"{name} is compressed, so that no part can be read: save it with np.savez")
+                raise ValueError(
+                    f"{name} is compressed or encrypted, and cannot be read in part: save it with np.savez"
+                )
             if not info.filename.endswith(".npy"):
                 raise ValueError(f"{name} is no array: save it with np.savez")
             if name in members:

@@ -1,7 +1,7 @@
-"""Uncompressed arrays in one file, written one after another and read by their offset without the rest of the file.
+"""Uncompressed arrays in one file, written one after another and read in part.
 
-There are two layouts: `.npz`, a zip file of NumPy arrays, and `.safetensors`. Both also store one text. The safetensors
-layout is implemented here because its library cannot write a file that is larger than memory.
+There are two layouts: `.npz`, a zip file of NumPy arrays, and `.safetensors`. Both also store one text. Files of
+safetensors are read with its package and written here, because the package cannot write a file larger than memory.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import json
 import os
 import struct
 import zipfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
+
+from hyperattention_ref.foundation import strict_json
+from hyperattention_ref.foundation.npz_file import NpzFile
 
 TEXT = "hyperattention_maps"
 """Name of the text in the archive."""
@@ -25,23 +29,14 @@ SAFETENSORS_TYPES = {
 }  # fmt: skip
 
 
-class Entry(NamedTuple):
-    """Where one array is stored. `dtype` is a string if NumPy lacks the type."""
-
-    dtype: np.dtype | str
-    shape: tuple[int, ...]
-    offset: int
-    order: str
-
-
 def layout(path: Path):
-    """The class that writes files with this suffix and the function that reads their contents."""
+    """The classes that write and read files with this suffix."""
     if path.suffix not in LAYOUTS:
         raise ValueError(f"{path} ends in {path.suffix!r}; the name must end in {' or '.join(LAYOUTS)}")
     return LAYOUTS[path.suffix]
 
 
-class NpzArchive:
+class NpzWriter:
     """Arrays as members of a zip file that NumPy reads."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -56,33 +51,20 @@ class NpzArchive:
             self.put(TEXT, np.array(text))
 
 
-def npz_contents(file: IO[bytes], path: Path) -> tuple[dict[str, Entry], str | None]:
-    """Table of contents and text of an `.npz` file."""
-    entries = {}
-    with zipfile.ZipFile(file) as archive:
-        for info in archive.infolist():
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(
-                    f"{path} is compressed, so that no single head can be read; save it with np.savez, "
-                    "not np.savez_compressed"
-                )
-            with archive.open(info) as member:
-                version = np.lib.format.read_magic(member)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(member)
-                header = member.tell()
-            # The member follows its local header: 30 bytes, then a name and an extra field of stated lengths.
-            file.seek(info.header_offset + 26)
-            start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-            name, order = info.filename.removesuffix(".npy"), "F" if fortran else "C"
-            entries[name] = Entry("object" if dtype.hasobject else dtype, shape, start + header, order)
-        if TEXT not in entries:
-            return entries, None
-        with archive.open(TEXT + ".npy") as member:
-            return entries, str(np.lib.format.read_array(member, allow_pickle=False))
+class NpzReader(NpzFile):
+    """The arrays of a `.npz` file, and its text."""
+
+    def read_text(self) -> str | None:
+        """The text, if there is one."""
+        if TEXT not in self.members:
+            return None
+        dtype, shape = self.members[TEXT][:2]
+        if dtype.kind != "U" or shape != () or dtype.itemsize > 4 * strict_json.LARGEST:
+            raise ValueError(f"{TEXT} has dtype {dtype} and shape {shape}; it must be one text of moderate length")
+        return str(self.read(TEXT))
 
 
-class SafetensorsArchive:
+class SafetensorsWriter:
     """Arrays in the safetensors layout: the header's length, the header in JSON, then the bytes of all arrays."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -104,25 +86,68 @@ class SafetensorsArchive:
         self._file.write(struct.pack("<Q", HEADER - 8) + header.ljust(HEADER - 8))
 
 
-def safetensors_contents(file: IO[bytes], path: Path) -> tuple[dict[str, Entry], str | None]:
-    """Table of contents and text of a `.safetensors` file."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    (length,) = struct.unpack("<Q", file.read(8))
-    if 8 + length > size:
-        raise ValueError(f"{path} is no safetensors file, or is cut short: its header would reach beyond its end")
-    header = json.loads(file.read(length))
+class Tensor(NamedTuple):
+    """The type and shape of an array; the type is a string if NumPy lacks it."""
+
+    dtype: np.dtype | str
+    shape: tuple[int, ...]
+
+
+class SafetensorsReader(AbstractContextManager):
+    """The arrays of a `.safetensors` file, and its text, as NpzReader.
+
+    The package checks that the arrays lie in the file one after another, without a gap, and are as long as their shapes
+    say. It does not refuse a name that occurs twice, and takes headers of 100 MB.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _check_header(path)
+        self._file = _safe_open()(path, framework="numpy").__enter__()
+        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118  # it is no dict
+        self.members = {name: Tensor(_dtype(x.get_dtype()), tuple(x.get_shape())) for name, x in slices.items()}
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; arrays already read remain valid."""
+        self._file.__exit__(None, None, None)
+
+    def read_text(self) -> str | None:
+        """The text, if there is one."""
+        return (self._file.metadata() or {}).get(TEXT)
+
+    def read_part(self, name: str, part) -> np.ndarray:
+        """A copy of a part of an array, without reading the rest."""
+        return np.array(self._file.get_slice(name)[part] if self.members[name].shape else self._file.get_tensor(name))
+
+
+def _dtype(kind: str) -> np.dtype | str:
+    return np.dtype(SAFETENSORS_TYPES[kind]) if kind in SAFETENSORS_TYPES else kind
+
+
+def _check_header(path: Path) -> None:
+    with open(path, "rb") as file:
+        size, start = os.fstat(file.fileno()).st_size, file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or 8 + length > size:
+            raise ValueError("it is no safetensors file, or is cut short: its header would reach beyond its end")
+        if length > strict_json.LARGEST:
+            raise ValueError(f"its header has {length} bytes; at most {strict_json.LARGEST} are read")
+        header = strict_json.parse(file.read(length))
     if not isinstance(header, dict):
-        raise ValueError(f"{path} is no safetensors file: its header is no table of arrays")
-    text = header.pop("__metadata__", {}).get(TEXT)
-    entries = {}
-    for name, tensor in header.items():
-        kind, (start, end) = tensor["dtype"], tensor["data_offsets"]
-        if 8 + length + end > size:
-            raise ValueError(f"{path} is cut short: {name} would reach beyond its end")
-        dtype = np.dtype(SAFETENSORS_TYPES[kind]) if kind in SAFETENSORS_TYPES else kind
-        entries[name] = Entry(dtype, tuple(tensor["shape"]), 8 + length + start, "C")
-    return entries, text
+        raise ValueError("it is no safetensors file: its header is no table of arrays")
 
 
-LAYOUTS = {".npz": (NpzArchive, npz_contents), ".safetensors": (SafetensorsArchive, safetensors_contents)}
+def _safe_open():
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise ImportError(
+            "a .safetensors file is read with the package safetensors, which is not installed; install it with "
+            "pip install safetensors, or save the arrays as .npz"
+        ) from None
+    return safe_open
+
+
+LAYOUTS = {".npz": (NpzWriter, NpzReader), ".safetensors": (SafetensorsWriter, SafetensorsReader)}

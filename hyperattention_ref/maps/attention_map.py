@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.maps.metadata import Facts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AttentionMap(Result):
+class AttentionMap(Facts, Result):
     """One head's attention: softmax(scale * query key^T) value, causal or not.
 
     Derived: measured, not synthetic.
@@ -43,7 +44,7 @@ class AttentionMap(Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerMaps(Result):
+class LayerMaps(Facts, Result):
     """The heads of one layer, as the model passes them to its attention function.
 
     Derived: measured.

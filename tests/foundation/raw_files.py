@@ -28,7 +28,7 @@ def npz(path, members, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, member in members.items() if isinstance(members, dict) else members:
             content = member if isinstance(member, bytes) else npy(member)
-            archive.writestr(name if "." in name else f"{name}.npy", content)
+            archive.writestr(name if name.endswith(".txt") else f"{name}.npy", content)
     return path
 
 

@@ -38,9 +38,10 @@ def test_a_safetensors_header_has_room_for_700_layers(tmp_path):
 
 def test_bfloat16_is_refused_by_name(tmp_path):
     header = json.dumps({"query": {"dtype": "BF16", "shape": [1, 1], "data_offsets": [0, 2]}, **{
-        part: {"dtype": "F32", "shape": [1, 1], "data_offsets": [2, 6]} for part in ("key", "value")
+        part: {"dtype": "F32", "shape": [1, 1], "data_offsets": [start, start + 4]}
+        for part, start in (("key", 2), ("value", 6))
     }}).encode()  # fmt: skip
-    (tmp_path / "own.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))
+    (tmp_path / "own.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(10))
     with pytest.raises(TypeError, match=r"query of .* has dtype BF16"):
         MapFile(tmp_path / "own.safetensors")
 
