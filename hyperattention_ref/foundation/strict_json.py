@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 LARGEST = 2**24
 """Bytes of JSON that are read; far above what this library writes, far below what hurts."""
+
+
+def read(path: Path) -> Any:
+    """What a file of JSON says; see `parse`."""
+    with open(path, "rb") as file:
+        return parse(file.read(LARGEST + 1))
 
 
 def parse(content: str | bytes) -> Any:
@@ -18,7 +25,7 @@ def parse(content: str | bytes) -> Any:
     ValueError : it is no JSON in UTF-8, is too long or nested too deeply, or has a key twice, NaN or an infinity.
     """
     if len(content) > LARGEST:
-        raise ValueError(f"the JSON has {len(content)} bytes; at most {LARGEST} are read")
+        raise ValueError(f"the JSON has more than {LARGEST} bytes, which are the most that are read")
     try:
         text = content.decode() if isinstance(content, bytes) else content
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)

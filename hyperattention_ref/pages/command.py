@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from hyperattention_ref.pages.wording import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -17,7 +19,7 @@ def refuse(reason) -> NoReturn:
     """End with exit code 2 and one line that says why."""
     if isinstance(reason, OSError) and reason.strerror:
         reason = f"{reason.filename}: {reason.strerror}"
-    print(f"hyperattention: {reason}", file=sys.stderr)
+    print(f"hyperattention: {printable(str(reason))}", file=sys.stderr)
     raise SystemExit(2)
 
 

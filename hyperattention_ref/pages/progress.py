@@ -15,7 +15,7 @@ Step = Callable[[str, int, int], None]
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Step]:
     """A bar that the yielded Step moves while the block runs, and that is gone afterwards."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
 

@@ -1,17 +1,26 @@
-"""The folder of a long run: one JSON file for each part, written when the part is finished, so that the run resumes."""
+"""The folder of a long run: one JSON file for each part, written when the part is finished, so that the run resumes.
+
+The file of a part is an object of four entries: `name`, of the part; `record`, the SHA-256 of what the run is of;
+`result`; and `sha256`, of the other three. So a result that was edited, renamed or copied from another run is noticed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from hyperattention_ref.foundation import strict_json
+from hyperattention_ref.foundation.named_file import named_file
 from hyperattention_ref.foundation.results import Result
-from hyperattention_ref.foundation.whole_file import write_whole
+from hyperattention_ref.foundation.whole_file import PARTIAL, write_whole
 
 Part = TypeVar("Part", bound=Result)
+ENTRIES = ("name", "record", "result", "sha256")
 
 
 @dataclass(frozen=True)
@@ -41,21 +50,17 @@ class ResultsFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is no folder; name a folder for the results")
         if record.exists():
-            if not self._is_of(content):
-                raise ValueError(f"{self.path} holds {other}; name another folder, or remove it")
-        elif self.path.exists() and any(self.path.iterdir()):
+            with named_file(record, "holds no record of a run", "name another folder, or remove it"):
+                differences = list(_differences(strict_json.read(record), json.loads(json.dumps(content))))
+            if differences:
+                facts = f"{'; '.join(differences):.1000}"
+                raise ValueError(f"{self.path} holds {other}: {facts}; name another folder, or remove it")
+        elif self.path.exists() and not all(fnmatch(x.name, PARTIAL) for x in self.path.iterdir()):
             raise ValueError(f"{self.path} holds files of something else; name another folder")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(record, json.dumps(content).encode())
         (self.path / self.parts).mkdir(exist_ok=True)
-
-    def _is_of(self, content: dict) -> bool:
-        """Whether the record says the same, whatever the order of its keys."""
-        try:
-            return json.loads((self.path / self.record).read_bytes()) == json.loads(json.dumps(content))
-        except ValueError:
-            return False
 
     def file(self, name: str) -> Path:
         """The file of a part."""
@@ -66,18 +71,41 @@ class ResultsFolder:
 
         Raises
         ------
-        ValueError : the file holds something else.
+        ValueError : the file holds something else, or not what was written.
         """
         from pydantic import TypeAdapter, ValidationError
 
         file = self.file(name)
-        try:
-            return TypeAdapter(kind).validate_json(file.read_bytes())
-        except ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(map(str, fault["loc"]))
-            reason = f"{place}: {fault['msg']}" if place else fault["msg"]
-            raise ValueError(f"{file} holds no finished result ({reason}); remove it and run again") from error
+        with named_file(file, "holds no finished result", "remove it and run again"):
+            try:
+                return TypeAdapter(kind).validate_json(json.dumps(self._result(name)))
+            except ValidationError as error:
+                fault = error.errors()[0]
+                place = ".".join(map(str, fault["loc"]))
+                raise ValueError(f"{place}: {fault['msg']}" if place else fault["msg"]) from error
+
+    def write(self, name: str, part: Part) -> None:
+        """Keep a finished part."""
+        content = {"name": name, "record": self._record_digest(), "result": part.to_dict()}
+        text = json.dumps({**content, "sha256": _digest(content)}, allow_nan=False)
+        write_whole(self.file(name), text.encode())
+
+    def _result(self, name: str) -> Any:
+        """What the file of a part holds, after a check that it is what was written, for this part and this run."""
+        content = strict_json.entries("it", strict_json.read(self.file(name)), ENTRIES)
+        digest = content.pop("sha256")
+        if digest != _digest(content):
+            raise ValueError("its checksum differs, so that it was changed after it was written")
+        if content["name"] != name:
+            raise ValueError(f"it was written as {content['name']!r}")
+        if content["record"] != self._record_digest():
+            raise ValueError(f"it was written for another run than the one in {self.record}")
+        return content["result"]
+
+    def _record_digest(self) -> str:
+        record = self.path / self.record
+        with named_file(record, "holds no record of a run", "name another folder, or remove it"):
+            return _digest(strict_json.read(record))
 
     def once(
         self, name: str, run: Callable[[], Part], kind: type[Part], keep: Callable[[Part], bool] | None = None
@@ -87,5 +115,32 @@ class ResultsFolder:
             return self.read(name, kind)
         part = run()
         if keep is None or keep(part):
-            write_whole(self.file(name), json.dumps(part.to_dict(), allow_nan=False).encode())
+            self.write(name, part)
         return part
+
+
+def _digest(x) -> str:
+    return hashlib.sha256(_canonical(x)).hexdigest()
+
+
+def _canonical(x) -> bytes:
+    """JSON that depends on neither the order of keys nor on spaces, and tells 1 from 1.0 and True."""
+    return json.dumps(x, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _differences(there, here) -> Iterator[str]:
+    """Where two records differ, and what each says, such as "settings.seed is 3 there and 4 here"."""
+    old, new = dict(_entries(there)), dict(_entries(here))
+    for name in {**new, **old}:
+        said = [f"{_canonical(x[name]).decode():.80}" if name in x else "absent" for x in (old, new)]
+        if said[0] != said[1]:
+            yield f"{name or 'all of it'} is {said[0]} there and {said[1]} here"
+
+
+def _entries(x, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a record that are no objects themselves, by their path."""
+    if isinstance(x, dict):
+        for key, item in x.items():
+            yield from _entries(item, f"{name}.{key}" if name else key)
+    else:
+        yield name, x

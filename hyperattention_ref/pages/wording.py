@@ -20,6 +20,11 @@ def number(x: float | None) -> str:
     return (f"{x:.0f}" if isinstance(x, int) or abs(x) >= 100 else f"{x:.3g}").replace("-", "−")
 
 
+def printable(text: str) -> str:
+    """Text in one line that no terminal takes for commands: escapes instead of what is not printable."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def span(values: Sequence[float]) -> str:
     """The smallest and the largest of some numbers."""
     return f"{number(min(values))} to {number(max(values))}"

@@ -14,6 +14,7 @@ from hyperattention_ref.pages.command import console, numbers, refuse
         (ValueError("n is 0"), "n is 0"),
         (OSError(errno.ENOENT, "No such file or directory", "maps.npz"), "maps.npz: No such file or directory"),
         (OSError("no archive"), "no archive"),
+        (ValueError("two\nlines of \x1b[31mred\u202e, ñ 漢"), "two\\nlines of \\x1b[31mred\\u202e, ñ 漢"),
     ],
 )
 def test_a_refusal_is_one_line_and_exit_code_2(capsys, reason, line):

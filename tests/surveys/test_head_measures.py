@@ -48,7 +48,7 @@ def at(data, place):
 
 @pytest.mark.parametrize("place", KEYS)
 def test_the_json_of_a_head_keeps_its_keys(surveyed, place):
-    data = json.loads((surveyed[1] / "heads" / "L0H0.json").read_text(encoding="utf-8"))
+    data = json.loads((surveyed[1] / "heads" / "L0H0.json").read_text(encoding="utf-8"))["result"]
     assert set(at(data, place)) == KEYS[place]
 
 
@@ -67,7 +67,7 @@ def test_a_head_is_read_as_it_was_written_with_infinite_bounds_as_numbers(heads,
     hardness = replace(heads[0].hardness, op_norm=None, rectangles=())
     head = replace(heads[0], hardness=hardness, recipes={"paper": recipe})
     folder.once("L0H0", lambda: head, HeadMeasures)
-    assert json.loads(folder.file("L0H0").read_text())["recipes"]["paper"]["ratio"] == "inf"
+    assert json.loads(folder.file("L0H0").read_text())["result"]["recipes"]["paper"]["ratio"] == "inf"
     assert folder.read("L0H0", HeadMeasures) == head
 
 

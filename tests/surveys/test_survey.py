@@ -1,5 +1,9 @@
 """A survey: it resumes, runs in parallel, and refuses before it writes."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -155,3 +159,20 @@ def test_a_survey_runs_on_a_dask_cluster(maps, tmp_path):
         results = hr.survey(maps, tmp_path / "cluster", FEW)
     assert results == alone
     assert list(load_results(tmp_path / "cluster")) == alone
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_surveys_killed_at_random_times_lose_no_head_and_end_with_the_same_bytes(tmp_path, kills):
+    """SIGKILL, at any time from the start of a run to its end; then the same call again, until it is done."""
+    maps = write_maps(tmp_path / "maps.npz", n=64, d=4)
+    program = Path(__file__).with_name("kill_surveys.py")
+    done = subprocess.run(
+        [sys.executable, program, maps, tmp_path, str(kills)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) == kills
+    whole = files(tmp_path / "whole")
+    assert sorted(whole) == ["heads/L0H1.json", "heads/L0H4.json", "heads/L2H1.json", "heads/L2H4.json", "survey.json"]
+    for out in tmp_path.glob("killed*"):
+        left = {name: content for name, content in files(out).items() if not name.endswith(".partial")}
+        assert left == whole
