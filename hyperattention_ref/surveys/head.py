@@ -13,6 +13,7 @@ from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.maps.attention_map import AttentionMap
+from hyperattention_ref.maps.map_file import MapFile
 from hyperattention_ref.measures.attention_rows import attention_rows, draw_rows, number_of_rows
 from hyperattention_ref.measures.certificate import Certificate
 from hyperattention_ref.measures.key_shift import MOST_ROWS
@@ -106,16 +107,23 @@ def prefix(head: AttentionMap, settings: SurveySettings):
     select(settings.backend, head.query)
     q, k, v = inputs.heads(head.query[:n], head.key[:n], head.value[:n], is_causal=head.is_causal)
     inputs.logit_range(q, k, head.scale, v)
-    _fits_memory(head.name, q, k, v)
+    _check_memory(head.name, n, q.nbytes + k.nbytes + v.nbytes)
     return q, k, v
 
 
-def _fits_memory(name: str, *arrays) -> None:
-    """Refuse a head whose measuring needs more memory than the machine has."""
-    needed, available = MEMORY_FACTOR * sum(x.nbytes for x in arrays) + MEMORY_FIXED, physical_memory()
+def read_head(maps: MapFile, layer: int, head: int, settings: SurveySettings) -> AttentionMap:
+    """What is to be measured of a head in a file, and no more, after a check that measuring it fits memory."""
+    n = settings.n
+    _check_memory(f"L{layer}H{head}", n or maps.tokens(layer), maps.nbytes(layer, head, n))
+    return maps.head(layer, head, n)
+
+
+def _check_memory(name: str, n: int, nbytes: int) -> None:
+    """Refuse a head whose measuring needs more memory than the machine has, from the bytes of its arrays."""
+    needed, available = MEMORY_FACTOR * nbytes + MEMORY_FIXED, physical_memory()
     if needed > available:
         raise ValueError(
-            f"{name} with n = {len(arrays[0])} needs about {needed / 1e9:.1f} GB of memory and this machine has "
+            f"{name} with n = {n} needs about {needed / 1e9:.1f} GB of memory and this machine has "
             f"{available / 1e9:.1f} GB; measure a shorter prefix (n), or on a larger machine"
         )
 

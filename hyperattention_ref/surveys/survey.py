@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hyperattention_ref.maps.map_file import MapFile
 from hyperattention_ref.pages.results_folder import ResultsFolder
-from hyperattention_ref.surveys.head import measure_head, prefix
+from hyperattention_ref.surveys.head import measure_head, prefix, read_head
 from hyperattention_ref.surveys.head_measures import HeadMeasures
 from hyperattention_ref.surveys.settings import SurveySettings
 
@@ -57,7 +57,7 @@ def survey(
     with MapFile(path) as maps:  # one read of the file now, rather than an error when half of the heads are measured
         places = _places(maps, layers, heads)
         for place in places:
-            prefix(maps.head(*place), settings)
+            prefix(read_head(maps, *place, settings), settings)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     record = {"file": Path(path).name, "sha256": digest, "settings": settings.to_dict()}
@@ -85,7 +85,7 @@ def _folder(out) -> ResultsFolder:
 def _measure_once(folder: ResultsFolder, path: str, layer: int, head: int, settings: SurveySettings) -> HeadMeasures:
     def measure() -> HeadMeasures:
         with MapFile(path) as maps:
-            return measure_head(maps.head(layer, head), settings)
+            return measure_head(read_head(maps, layer, head, settings), settings)
 
     return folder.once(f"L{layer}H{head}", measure, HeadMeasures)
 
