@@ -7,6 +7,7 @@ in a second interface; without it, transformers would silently build no mask.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import math
 import operator
@@ -18,8 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.named_file import named_file
+from hyperattention_ref.maps.array_files import layout
 from hyperattention_ref.maps.attention_map import LayerMaps
-from hyperattention_ref.maps.map_file import MapWriter
+from hyperattention_ref.maps.map_file import MapWriter, checked_parts
 
 NAME = "hyperattention_capture"
 """Name under which the attention and mask functions are registered with transformers."""
@@ -29,7 +32,9 @@ _record: ContextVar[Callable] = ContextVar(NAME)
 """Called by the attention function with its arguments; set by the innermost active `capturing` block."""
 
 
-def capture(model, model_inputs: Mapping, path=None, *, layers=None, heads=None, source: str = ""):
+def capture(
+    model, model_inputs: Mapping, path=None, *, layers=None, heads=None, source: str = "", overwrite: bool = False
+):
     """Run a model once and keep query, key and value of its heads.
 
     Derived: the arrays are those that enter softmax(scale * query key^T) value, after rotary embeddings. Cost: one
@@ -40,9 +45,10 @@ def capture(model, model_inputs: Mapping, path=None, *, layers=None, heads=None,
     model : a transformers model in evaluation mode whose attention goes through transformers' AttentionInterface.
     model_inputs : the tokenizer's output for one text, for example with `return_tensors="pt"`; passed to the
         model as keywords. A padded text is cut to its valid tokens.
-    path : a `.npz` or `.safetensors` file, written to a temporary file that is then renamed.
+    path : a `.npz` or `.safetensors` file, written whole or not at all.
     layers, heads : numbers from zero of those to keep; None keeps all.
     source : the text's origin, kept with the maps.
+    overwrite : whether a file that is there already may be replaced.
 
     Returns
     -------
@@ -55,21 +61,32 @@ def capture(model, model_inputs: Mapping, path=None, *, layers=None, heads=None,
     TypeError, ValueError
         for a model without the interface, in training mode, or whose attention is not plain softmax of scaled products
         (soft-capping, learned sinks, a position bias, cross-attention, a mask that is neither causal nor padding);
-        for several texts at once, and for a layer or head that the model does not have. No file is written then.
+        for several texts at once, for a layer or head that the model does not have, and for entries that are not
+        finite. No file is written then.
+    FileExistsError
+        if `path` is there already, without `overwrite`; the model does not run.
     """
     if not isinstance(model_inputs, Mapping):
         raise TypeError(f"model_inputs is {type(model_inputs).__name__}; it must be a mapping, as a tokenizer returns")
     name = getattr(model, "name_or_path", "") or type(model).__name__
     if path is None:
         captured: list[LayerMaps] = []
-        _run(model, model_inputs, captured.append, layers, heads)
+
+        def keep(maps: LayerMaps) -> None:
+            checked_parts(maps)
+            captured.append(maps)
+
+        _run(model, model_inputs, keep, layers, heads)
         return tuple(attention_map for layer in captured for attention_map in layer.maps(name, source))
+    _check_target(path, overwrite)
     with MapWriter(path, model=name, source=source) as writer:
         _run(model, model_inputs, writer.add, layers, heads)
     return Path(path)
 
 
-def capture_text(model_name_or_path, text_path, path, *, n=None, layers=None, heads=None) -> Path:
+def capture_text(
+    model_name_or_path, text_path, path, *, n=None, layers=None, heads=None, overwrite: bool = False
+) -> Path:
     """Load a model and its tokenizer, run the model on a text file and write its heads to `path`.
 
     Derived: as `capture`. Cost: one forward pass.
@@ -80,16 +97,18 @@ def capture_text(model_name_or_path, text_path, path, *, n=None, layers=None, he
     text_path : a UTF-8 text file.
     path : a `.npz` or `.safetensors` file.
     n : number of tokens to keep from the start of the text, counting those that the tokenizer adds; None keeps all.
-    layers, heads : as in `capture`.
+    layers, heads, overwrite : as in `capture`.
 
     Raises
     ------
     ValueError
-        if the text has more tokens than the model takes, or fewer than `n`; and as `capture`.
+        if the text is not in UTF-8, has more tokens than the model takes, or fewer than `n`; and as `capture`.
     """
     _, transformers = _libraries()
+    _check_target(path, overwrite)
     text_path = Path(text_path)
-    text = text_path.read_text(encoding="utf-8")
+    with named_file(text_path, "is no text in UTF-8", "save it in UTF-8"):
+        text = text_path.read_text(encoding="utf-8")
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_name_or_path)
     truncation = {} if n is None else {"truncation": True, "max_length": inputs.count("n", n)}
     encoded = tokenizer(text, return_tensors="pt", verbose=False, **truncation)
@@ -100,8 +119,17 @@ def capture_text(model_name_or_path, text_path, path, *, n=None, layers=None, he
     if limit is not None and length > limit:
         raise ValueError(f"{text_path} has {length} tokens but the model takes {limit}; pass n={limit} or a smaller n")
     model = transformers.AutoModel.from_pretrained(model_name_or_path).eval()
-    source = f"{text_path.name}, first {length} tokens"
-    return capture(model, encoded, path, layers=layers, heads=heads, source=source)
+    name = text_path.name.encode("utf-8", "replace").decode()  # a file's name may be no UTF-8
+    source = f"{name}, first {length} tokens"
+    return capture(model, encoded, path, layers=layers, heads=heads, source=source, overwrite=overwrite)
+
+
+def _check_target(path, overwrite: bool) -> None:
+    """Refuse to replace a file unasked, and names of other kinds of files, before anything takes time."""
+    layout(Path(path))
+    if Path(path).exists() and not inputs.boolean("overwrite", overwrite):
+        reason = "exists already; name another file, or replace it with overwrite=True (--force)"
+        raise FileExistsError(errno.EEXIST, reason, str(path))
 
 
 @contextmanager
@@ -169,9 +197,11 @@ class _Recorder:
     def __init__(self, take, layers, heads) -> None:
         self._take, self._layers, self._heads = take, layers, heads
         self._recorded: set[int] = set()
+        self._ran: set[int] = set()
 
     def record(self, module, query, key, value, attention_mask, options) -> None:
         layer = _layer_number(module)
+        self._ran.add(layer)
         if self._layers is not None and layer not in self._layers:
             return
         if layer in self._recorded:
@@ -214,7 +244,9 @@ class _Recorder:
         """Raise an error if requested layers, or all layers, are missing."""
         missing = sorted(set(self._layers or ()) - self._recorded)
         if missing:
-            raise ValueError(f"layers has {missing}, which did not run; look up the number of layers in model.config")
+            raise ValueError(
+                f"layers has {missing}, which did not run; {len(self._ran)} layers did: {_shortly(sorted(self._ran))}"
+            )
         if not self._recorded:
             raise ValueError("no layer called its attention function; run the model within the block")
 
@@ -286,12 +318,22 @@ def _numbers(name: str, selection: Iterable[int] | None) -> tuple[int, ...] | No
     if selection is None:
         return None
     try:
+        selection = list(selection)
+        if any(isinstance(x, bool) for x in selection):
+            raise TypeError
         numbers = tuple(sorted({operator.index(x) for x in selection}))
     except TypeError:
         raise TypeError(f"{name} is {selection!r}; it must be a list of integers") from None
     if not numbers or numbers[0] < 0:
         raise ValueError(f"{name} is {selection!r}; it must hold at least one number from zero")
     return numbers
+
+
+def _shortly(numbers: list[int]) -> str:
+    """Ascending numbers as in "0 to 5", where none is left out."""
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers)) or "none"
 
 
 def _configs(model) -> Iterator:

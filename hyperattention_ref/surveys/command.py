@@ -27,6 +27,7 @@ _MIN_SEQ_LEN = typer.Option(min=1, help="Causal ranges up to this length are exa
 _BACKEND = typer.Option(help="Backend; see `hyperattention backends`. Default: chosen by the inputs.")
 _JOBS = typer.Option(help="Heads measured at a time; -1 for one on each core.")
 _SEED = typer.Option(min=0, help="Seed of everything random.")
+_FORCE = typer.Option("--force", help="Replace a file that is there already.")
 _OUT = typer.Option(help="Folder of the results; a survey that was interrupted resumes there.")
 
 
@@ -78,13 +79,14 @@ def capture(
     n: Annotated[int | None, _N] = None,
     layers: Annotated[str | None, _LAYERS] = None,
     heads: Annotated[str | None, _HEADS] = None,
+    force: Annotated[bool, _FORCE] = False,
 ) -> None:
     """Run a model once on a text and keep the queries, keys and values of its heads (extra "models")."""
     from hyperattention_ref.maps.map_file import MapFile
     from hyperattention_ref.maps.model_capture import capture_text
 
     try:
-        file = capture_text(model, text, out, n=n, layers=numbers(layers), heads=numbers(heads))
+        file = capture_text(model, text, out, n=n, layers=numbers(layers), heads=numbers(heads), overwrite=force)
         with MapFile(file) as maps:
             tokens = maps.tokens(maps.layers[0])
             print(f"{out}: {len(maps)} heads of {len(maps.layers)} layers, {tokens} tokens")

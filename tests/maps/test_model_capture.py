@@ -5,6 +5,7 @@ torch, transformers and the weights of MiniLM belong to no default install; wher
 
 import importlib.util
 import inspect
+import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -381,12 +382,13 @@ def test_an_encoder_decoder_model_is_refused_and_its_encoder_is_not(transformers
 def test_a_layer_or_head_that_the_model_lacks_is_refused(transformers, torch, tmp_path):
     model, encoded = build(transformers, "Llama"), text_inputs(torch)
     path = tmp_path / "maps.npz"
-    refused(model, encoded, r"layers has \[2\], which did not run", path=path, layers=[1, 2])
+    refused(model, encoded, r"layers has \[2\], which did not run; 2 layers did: 0, 1", path=path, layers=[1, 2])
     refused(model, encoded, "heads has 4; layer 0 has the heads 0 to 3", path=path, heads=[4])
     refused(model, encoded, "heads is .* at least one number", path=path, heads=[])
     refused(model, encoded, "layers is .* from zero", path=path, layers=[-1])
     refused(model, encoded, "layers is 1; it must be a list of integers", TypeError, path=path, layers=1)
-    refused(model, encoded, "heads is .* must be a list of integers", TypeError, path=path, heads=[0.5])
+    for heads in ([0.5], ["1"], [True]):
+        refused(model, encoded, "heads is .* must be a list of integers", TypeError, path=path, heads=heads)
     assert not list(tmp_path.iterdir())
 
 
@@ -406,6 +408,34 @@ def test_missing_libraries_are_named_with_the_extra_that_brings_them(monkeypatch
     with pytest.raises(ImportError, match=r"pip install 'hyperattention-ref\[models\]'"):
         capture(object(), {}, tmp_path / "maps.npz")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_replaced_only_if_asked_and_before_the_model_runs(transformers, torch, tmp_path):
+    model, encoded, path = build(transformers, "Llama"), text_inputs(torch), tmp_path / "maps.npz"
+    path.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"exists already; .*overwrite=True \(--force\)") as caught:
+        capture(model, {"no such": "input"}, path)
+    assert caught.value.filename == str(path)
+    with pytest.raises(TypeError, match="overwrite is 1; it must be True or False"):
+        capture(model, encoded, path, overwrite=1)
+    assert path.read_text() == "mine"
+    with MapFile(capture(model, encoded, path, overwrite=True)) as maps:
+        assert len(maps) == 8
+    with pytest.raises(ValueError, match=r"ends in '\.pt'"):
+        capture(model, {"no such": "input"}, tmp_path / "maps.pt")
+    with pytest.raises(FileExistsError):  # neither is the model loaded, nor the text read
+        capture_text("no-such-model", tmp_path / "nowhere.txt", path)
+
+
+@pytest.mark.parametrize("name", [None, "maps.npz", "maps.safetensors"])
+def test_entries_that_are_not_finite_are_refused_with_their_layer(transformers, torch, tmp_path, name):
+    model = build(transformers, "Llama")
+    with torch.no_grad():
+        model.layers[1].self_attn.k_proj.weight[0, 0] = torch.nan
+    path = None if name is None else tmp_path / name
+    refused(model, text_inputs(torch), "key of layer 1 has non-finite entries", path=path)
+    assert not list(tmp_path.iterdir())
+    assert len(capture(model, text_inputs(torch), layers=[0])) == 4
 
 
 # From a text file
@@ -437,3 +467,17 @@ def test_a_text_that_is_too_long_or_too_short_is_refused(minilm_folder, tmp_path
     with pytest.raises(FileNotFoundError):
         capture_text(minilm_folder, tmp_path / "nowhere.txt", tmp_path / "maps.npz")
     assert list(tmp_path.iterdir()) == [text]
+
+
+def test_a_text_that_is_no_utf8_is_refused_by_its_name(minilm_folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes("Übersicht".encode("latin1"))
+    with pytest.raises(ValueError, match=r"text\.txt is no text in UTF-8 .*; save it in UTF-8"):
+        capture_text(minilm_folder, text, tmp_path / "maps.npz")
+
+
+def test_the_name_of_a_text_may_be_no_utf8(minilm_folder, tmp_path):
+    text = tmp_path / os.fsdecode(b"\xff.txt")
+    text.write_text("word " * 20, encoding="utf-8")
+    with MapFile(capture_text(minilm_folder, text, tmp_path / "maps.safetensors", n=8, layers=[0])) as maps:
+        assert maps.source == "?.txt, first 8 tokens"

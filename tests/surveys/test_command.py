@@ -144,11 +144,12 @@ def test_capture_passes_its_arguments_on_and_says_what_it_wrote(invoke, maps, tm
         return maps
 
     monkeypatch.setattr(model_capture, "capture_text", capture_text)
-    result = invoke("capture", "model", "text.txt", "--out", maps, "--n", 64, "--layers", "0,3", "--heads", "1")
+    choice = ("--n", 64, "--layers", "0,3", "--heads", "1", "--force")
+    result = invoke("capture", "model", "text.txt", "--out", maps, *choice)
     assert result.exit_code == 0, result.output
     ((model, text, out), options), *_ = given
     assert (model, str(text), out) == ("model", "text.txt", maps)
-    assert options == {"n": 64, "layers": [0, 3], "heads": [1]}
+    assert options == {"n": 64, "layers": [0, 3], "heads": [1], "overwrite": True}
     assert "4 heads of 2 layers, 160 tokens" in result.output
 
 
