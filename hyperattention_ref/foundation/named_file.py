@@ -42,6 +42,4 @@ def _line(path: Path, what: str, remedy: str, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]} ..."
-    if str(path) in text:
-        return text
     return f"{path} {what} ({text})" + (f"; {remedy}" if remedy else "")

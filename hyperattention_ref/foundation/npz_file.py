@@ -106,7 +106,10 @@ class NpzFile(AbstractContextManager):
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"{name} has the version {version} of the format; known are 1.0, 2.0 and 3.0")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(head)
+        try:
+            shape, fortran, dtype = read(head)
+        except Exception as error:  # Python parses the header, which may also go too deep or take too much memory
+            raise ValueError(f"{name} has no valid header ({error})") from error
         needed, given = math.prod(shape) * dtype.itemsize, size - head.tell()
         if not dtype.hasobject and (min(shape, default=0) < 0 or needed != given):
             raise ValueError(f"{name} claims the shape {shape} of {dtype}, {needed} bytes, and has {given} bytes")

@@ -165,7 +165,7 @@ class MapFile(AbstractContextManager):
         x = self._location(layer, head, n)
         with named_file(self.path, "cannot be read"):
             query, key, value = (
-                inputs.floating(f"{name} of L{layer}H{head} in {self.path}", self._read(name, row, n))
+                inputs.floating(f"{name} of L{layer}H{head}", self._read(name, row, n))
                 for name, row in zip(x.names, (x.row, x.key_row, x.key_row), strict=True)
             )
             return AttentionMap(query, key, value, x.scale, x.is_causal, layer, head, self.model, self.source)
@@ -198,7 +198,7 @@ class MapFile(AbstractContextManager):
         """The table of contents of a captured file."""
         locations = {}
         for x in facts.layers:
-            label = f"layer {x.layer} in {self.path}"
+            label = f"layer {x.layer}"
             names = tuple(f"layer.{x.layer}.{part}" for part in PARTS)
             _check_heads(label, x, *self._head_counts(label, names, x.is_causal))
             for row, (head, key_row) in enumerate(zip(x.heads, x.key_rows, strict=True)):
@@ -207,7 +207,7 @@ class MapFile(AbstractContextManager):
 
     def _plain(self) -> dict[tuple[int, int], _Location]:
         """The table of contents of a file of plain arrays."""
-        n_heads, n_keys = self._head_counts(str(self.path), PARTS, is_causal=False)
+        n_heads, n_keys = self._head_counts("it", PARTS, is_causal=False)
         d = self._archive.members["query"].shape[-1]
         facts = {
             "layer": self._per_head("layer", n_heads, 0),
@@ -215,13 +215,13 @@ class MapFile(AbstractContextManager):
             "scale": self._per_head("scale", n_heads, inputs.resolve_scale(None, d)),
             "is_causal": self._per_head("is_causal", n_heads, False),
         }
-        self._head_counts(str(self.path), PARTS, is_causal=bool(np.any(facts["is_causal"])))
+        self._head_counts("it", PARTS, is_causal=bool(np.any(facts["is_causal"])))
         locations = {}
         for row, (layer, head, scale, is_causal) in enumerate(zip(*facts.values(), strict=True)):
             key_row = row // (n_heads // n_keys)
             x = LayerFacts(layer, (head,), (key_row,), scale, is_causal)
             if (x.layer, *x.heads) in locations:
-                raise ValueError(f"{self.path} holds L{layer}H{head} twice; `layer` and `head` must name each once")
+                raise ValueError(f"it holds L{layer}H{head} twice; `layer` and `head` must name each once")
             locations[x.layer, x.heads[0]] = _Location(PARTS, row, key_row, x.scale, x.is_causal)
         return locations
 
@@ -232,14 +232,12 @@ class MapFile(AbstractContextManager):
         dtype, shape = self._archive.members[name][:2]
         kinds, kind = KINDS[name]
         if getattr(dtype, "kind", None) not in tuple(kinds):
-            raise TypeError(f"{name} in {self.path} has dtype {dtype}; it must have {kind}: save it with that dtype")
+            raise TypeError(f"{name} has dtype {dtype}; it must have {kind}: save it with that dtype")
         if shape not in ((), (n_heads,)):
-            raise ValueError(
-                f"{name} in {self.path} has shape {shape}; it must be () or one for each of {n_heads} heads"
-            )
+            raise ValueError(f"{name} has shape {shape}; it must be () or one for each of {n_heads} heads")
         x = self._archive.read_part(name, ...)
         if kinds == "b" and x.view(np.uint8).max() > 1:
-            raise ValueError(f"{name} in {self.path} has bytes that are neither 0 nor 1; it must be {kind}")
+            raise ValueError(f"{name} has bytes that are neither 0 nor 1; it must be {kind}")
         return np.broadcast_to(x, (n_heads,))
 
     def _head_counts(self, label: str, names: Sequence[str], is_causal) -> tuple[int, int]:

@@ -18,7 +18,7 @@ BAD_INPUT = (ValueError, TypeError, OSError, ImportError, MemoryError)
 def refuse(reason) -> NoReturn:
     """End with exit code 2 and one line that says why."""
     if isinstance(reason, OSError) and reason.strerror:
-        reason = f"{reason.filename}: {reason.strerror}"
+        reason = f"{reason.filename}: {reason.strerror}" if reason.filename else reason.strerror
     print(f"hyperattention: {printable(str(reason))}", file=sys.stderr)
     raise SystemExit(2)
 

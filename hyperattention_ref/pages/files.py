@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Strict JSON in UTF-8."""
-    write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
+    """Strict JSON in UTF-8; of a file name that is no UTF-8, question marks."""
+    write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False).encode(errors="replace"))
 
 
 def write_report(folder: Path, data: str, report: Result, plots: Iterable[Plot], template: str, **names) -> None:
@@ -35,7 +35,7 @@ def write_report(folder: Path, data: str, report: Result, plots: Iterable[Plot],
     """
     write_json(folder / data, report.to_dict())
     page = render(template, report=report, plots=write_plots(plots, folder), **names)
-    write_whole(folder / "report.html", page.encode())
+    write_whole(folder / "report.html", page.encode(errors="replace"))
 
 
 def write_plots(plots: Iterable[Plot], folder: Path) -> list[tuple[Plot, str]]:

@@ -49,13 +49,14 @@ class ResultsFolder:
         record = self.path / self.record
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is no folder; name a folder for the results")
-        if record.exists():
+        names = {x.name for x in self.path.iterdir()} if self.path.exists() else set()
+        if self.record in names:
             with named_file(record, "holds no record of a run", "name another folder, or remove it"):
                 differences = list(_differences(strict_json.read(record), json.loads(json.dumps(content))))
             if differences:
                 facts = f"{'; '.join(differences):.1000}"
                 raise ValueError(f"{self.path} holds {other}: {facts}; name another folder, or remove it")
-        elif self.path.exists() and not all(fnmatch(x.name, PARTIAL) for x in self.path.iterdir()):
+        elif not all(fnmatch(name, PARTIAL) for name in names):
             raise ValueError(f"{self.path} holds files of something else; name another folder")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -75,10 +76,10 @@ class ResultsFolder:
         """
         from pydantic import TypeAdapter, ValidationError
 
-        file = self.file(name)
+        file, run = self.file(name), self._record_digest()
         with named_file(file, "holds no finished result", "remove it and run again"):
             try:
-                return TypeAdapter(kind).validate_json(json.dumps(self._result(name)))
+                return TypeAdapter(kind).validate_json(json.dumps(self._result(name, run)))
             except ValidationError as error:
                 fault = error.errors()[0]
                 place = ".".join(map(str, fault["loc"]))
@@ -90,7 +91,7 @@ class ResultsFolder:
         text = json.dumps({**content, "sha256": _digest(content)}, allow_nan=False)
         write_whole(self.file(name), text.encode())
 
-    def _result(self, name: str) -> Any:
+    def _result(self, name: str, run: str) -> Any:
         """What the file of a part holds, after a check that it is what was written, for this part and this run."""
         content = strict_json.entries("it", strict_json.read(self.file(name)), ENTRIES)
         digest = content.pop("sha256")
@@ -98,7 +99,7 @@ class ResultsFolder:
             raise ValueError("its checksum differs, so that it was changed after it was written")
         if content["name"] != name:
             raise ValueError(f"it was written as {content['name']!r}")
-        if content["record"] != self._record_digest():
+        if content["record"] != run:
             raise ValueError(f"it was written for another run than the one in {self.record}")
         return content["result"]
 

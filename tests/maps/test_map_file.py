@@ -199,10 +199,10 @@ def test_a_layer_is_written_once(tmp_path):
         ({"query": np.ones((2, 5, 3), complex)}, "dtype complex128"),
         ({"key": np.ones((2, 5, 4))}, "query and key need one d"),
         ({"layer": [0, 0], "head": [1, 1]}, "holds L0H1 twice"),
-        ({"scale": [1.0, 2.0, 3.0]}, r"scale in .* has shape \(3,\)"),
+        ({"scale": [1.0, 2.0, 3.0]}, r"scale has shape \(3,\)"),
         ({"scale": np.nan}, "scale is nan"),
         ({"query": np.ones((2, 6, 3)), "is_causal": True}, "is_causal with 6 queries and 5 keys"),
-        ({"layer": np.array([0, None])}, "layer in .* has dtype object"),
+        ({"layer": np.array([0, None])}, "layer has dtype object"),
     ],
 )
 def test_plain_arrays_that_do_not_fit_are_refused(tmp_path, changes, message):
@@ -216,7 +216,7 @@ def test_non_finite_entries_are_refused_when_their_head_is_read(tmp_path):
     query[1, 2, 0] = np.nan
     with MapFile(save(tmp_path / "own.npz", **{**GOOD, "query": query})) as maps:
         maps.head(0, 0)
-        with pytest.raises(ValueError, match=r"query of L0H1 in .*/own\.npz has non-finite entries"):
+        with pytest.raises(ValueError, match=r"own\.npz cannot be read \(query of L0H1 has non-finite entries"):
             maps.head(0, 1)
 
 

@@ -1,5 +1,6 @@
 """Files of maps from elsewhere: whatever is wrong with them is one line that names them, and takes no memory."""
 
+import os
 import random
 import sys
 import tracemalloc
@@ -234,3 +235,18 @@ def test_a_layer_maps_object_cannot_be_made_with_text(tmp_path):
     x = np.ones((1, 2, 2))
     with pytest.raises(TypeError, match="is_causal is 'False'"):
         LayerMaps(0, (0,), x, x, x, (0,), 1.0, "False")
+
+
+@ending
+def test_a_layer_of_one_head_without_a_head_axis_is_written_and_read(tmp_path, ending):
+    x = np.arange(6.0).reshape(2, 3)
+    with MapFile(write(tmp_path / f"maps{ending}", LayerMaps(3, (5,), x, x, x, (0,), 1.0, True))) as maps:
+        assert np.array_equal(maps.head(3, 5).query, x)
+        assert np.array_equal(maps.head(3, 5, n=1).query, x[:1])
+
+
+@ending
+def test_a_file_name_that_is_no_utf8_can_be_written_and_read(tmp_path, ending):
+    path = write(tmp_path / os.fsdecode(b"\xff" + ending.encode()), layer_maps())
+    with MapFile(path) as maps:
+        assert len(maps) == 4

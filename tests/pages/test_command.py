@@ -14,6 +14,7 @@ from hyperattention_ref.pages.command import console, numbers, refuse
         (ValueError("n is 0"), "n is 0"),
         (OSError(errno.ENOENT, "No such file or directory", "maps.npz"), "maps.npz: No such file or directory"),
         (OSError("no archive"), "no archive"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (ValueError("two\nlines of \x1b[31mred\u202e, ñ 漢"), "two\\nlines of \\x1b[31mred\\u202e, ñ 漢"),
     ],
 )

@@ -15,13 +15,13 @@ from hyperattention_ref.pages.plot_style import Plot
 
 PAGE = """{% extends "pages/page.html.j2" %}
 {% block title %}A page{% endblock %}
-{% block summary %}{{ report.x|number }}, {{ about }}{% endblock %}
+{% block summary %}{{ report.x if report.x is string else report.x|number }}, {{ about }}{% endblock %}
 {% block details %}the end{% endblock %}"""
 
 
 @dataclass(frozen=True)
 class Report(Result):
-    x: float
+    x: float | str
 
 
 @pytest.fixture
@@ -59,6 +59,13 @@ def test_json_is_strict(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "y.json", {"x": math.nan})
     assert not (tmp_path / "y.json").exists()
+
+
+def test_a_file_name_that_is_no_utf8_can_be_written_of(template, tmp_path):
+    name = os.fsdecode(b"\xff.npz")
+    write_report(tmp_path, "data.json", Report(name), [], template, about=name)
+    assert json.loads((tmp_path / "data.json").read_text(encoding="utf-8")) == {"x": "?.npz"}
+    assert "?.npz" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_plots_are_files_and_come_back_for_the_page(plot, tmp_path):

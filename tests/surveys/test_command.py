@@ -2,6 +2,7 @@
 
 import math
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -113,7 +114,10 @@ def test_bad_arguments_are_refused(invoke, maps, tmp_path, arguments, words):
         (b"text", ("maps.npz",)),
         ({"query": np.ones((4, 2))}, ("lacks key, value",)),
         (arrays(value=np.full((4, 160, 8), np.nan, np.float32)), ("value of L0H0", "non-finite")),
-        (arrays(key=np.ones((4, 160, 5), np.float32)), ("maps.npz has query", "need one d")),
+        (
+            arrays(key=np.ones((4, 160, 5), np.float32)),
+            ("maps.npz holds no", "(it has query", "need one d"),
+        ),
     ],
     ids=["absent", "no archive", "arrays missing", "NaN", "shapes"],
 )
@@ -157,3 +161,27 @@ def test_capture_says_what_is_missing(invoke, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     result = invoke("capture", "model", tmp_path / "text.txt", "--out", tmp_path / "maps.npz")
     refused(result, tmp_path / "maps.npz", "needs torch and transformers", "hyperattention-ref[models]")
+
+
+@pytest.mark.slow
+def test_two_processes_that_measure_into_one_folder_both_succeed(tmp_path):
+    np.savez(tmp_path / "maps.npz", **arrays(n=48, d=4))
+    command = [
+        sys.executable,
+        "-c",
+        "from hyperattention_ref.cli import main; main()",
+        "measure",
+        tmp_path / "maps.npz",
+    ]
+    options = ["--recipes", "paper", "--budget", "16", "--out"]
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    processes = [
+        subprocess.Popen([*command, *options, folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for folder in (out, out, alone)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    written = [sorted(str(x.relative_to(folder)) for x in folder.rglob("*")) for folder in (out, alone)]
+    assert written[0] == written[1]
+    assert all((out / name).read_bytes() == (alone / name).read_bytes() for name in ("measures.csv", "survey.json"))
