@@ -6,6 +6,7 @@ imported before it is known that all are there.
 
 # No `from __future__ import annotations`: Typer reads the annotations of functions that are defined inside `app`.
 
+import io
 import os
 import sys
 from importlib.util import find_spec
@@ -16,6 +17,10 @@ NEEDED = ("typer", "rich", "matplotlib", "jinja2", "joblib", "threadpoolctl", "p
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal or the file cannot show must not end a run: a ? stands for it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         print(

@@ -85,7 +85,7 @@ def finish(run: Callable[[], bool]) -> None:
 
 
 def run(out: Path, settings: BenchSettings) -> bool:
-    """Benchmark, show, write the report; return whether every answer was right."""
+    """Benchmark, write the report, show; return whether every answer was right."""
     from hyperattention_ref.bench.report import wording
     from hyperattention_ref.bench.run import benchmark
     from hyperattention_ref.bench.tables import grids, write_report

@@ -163,13 +163,6 @@ def finite(name: str, x) -> float:
     return x
 
 
-def boolean(name: str, x) -> bool:
-    """True or False, as a bool."""
-    if not isinstance(x, bool | np.bool_):
-        raise TypeError(f"{name} is {x!r}; it must be True or False")
-    return bool(x)
-
-
 def at_least(name: str, x, low: float) -> float:
     """A finite real number not below `low`."""
     x = finite(name, x)

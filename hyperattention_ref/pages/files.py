@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from hyperattention_ref.pages.plot_style import Plot
 
 
+def write_text(path: Path, text: str) -> None:
+    """Text in UTF-8. Of a file name that is none, such a byte appears as \\udce9, which JSON reads back."""
+    write_whole(path, text.encode(errors="backslashreplace"))
+
+
 def write_json(path: Path, content: dict) -> None:
-    """Strict JSON in UTF-8; of a file name that is no UTF-8, question marks."""
-    write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False).encode(errors="replace"))
+    """Strict JSON in UTF-8."""
+    write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
 def write_report(folder: Path, data: str, report: Result, plots: Iterable[Plot], template: str, **names) -> None:
@@ -34,8 +39,7 @@ def write_report(folder: Path, data: str, report: Result, plots: Iterable[Plot],
     template, names : of the page; see `render`.
     """
     write_json(folder / data, report.to_dict())
-    page = render(template, report=report, plots=write_plots(plots, folder), **names)
-    write_whole(folder / "report.html", page.encode(errors="replace"))
+    write_text(folder / "report.html", render(template, report=report, plots=write_plots(plots, folder), **names))
 
 
 def write_plots(plots: Iterable[Plot], folder: Path) -> list[tuple[Plot, str]]:

@@ -20,7 +20,7 @@ PAPER = "paper"
 
 
 def run(path, out: Path, settings: SurveySettings, console: Console, *, layers, heads, n_jobs: int) -> None:
-    """Survey, show, write the report."""
+    """Survey, write the report, show."""
     with progress_bar(console) as step:
         results = survey(path, out, settings, layers=layers, heads=heads, n_jobs=n_jobs, progress=step)
         step("drawing", len(results), len(results))

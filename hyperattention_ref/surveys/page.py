@@ -6,7 +6,6 @@ import csv
 import io
 from pathlib import Path
 
-from hyperattention_ref.foundation.whole_file import write_whole
 from hyperattention_ref.pages import files
 from hyperattention_ref.pages.wording import span
 from hyperattention_ref.surveys.figures import draw_figures
@@ -19,7 +18,7 @@ def write_report(report: SurveyReport, folder: Path) -> None:
     writer = csv.DictWriter(lines, rows[0])
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(folder / "measures.csv", lines.getvalue().encode())
+    files.write_text(folder / "measures.csv", lines.getvalue())
     files.write_report(
         folder, "measures.json", report, draw_figures(report), "surveys/page.html.j2", keys=keys, label=label, span=span
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import hyperattention_ref as hr
-from hyperattention_ref.pages.command import console
+from hyperattention_ref.pages.command import console, refuse
 
 FULL, QUICK = (1024, 20), (256, 5)
 """Default n and trials, without and with --quick."""
@@ -72,7 +72,12 @@ def verify(
 
     default_n, default_trials = QUICK if quick else FULL
     families = tuple(family) if family else None
-    if not run(Settings(n or default_n, families, epsilon, trials or default_trials, seed), out, console(150)):
+    settings = Settings(n or default_n, families, epsilon, trials or default_trials, seed)
+    try:
+        as_expected = run(settings, out, console(150))
+    except OSError as error:
+        refuse(error)
+    if not as_expected:
         raise typer.Exit(1)
 
 

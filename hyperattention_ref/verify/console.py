@@ -45,18 +45,25 @@ WIDE = 120
 
 
 def run(settings: Settings, out: Path, console: Console) -> bool:
-    """Check, show, write the report; return whether every outcome is as expected."""
+    """Check, write the report, show; return whether every outcome is as expected."""
     start = time.perf_counter()
     with progress_bar(console) as step:
         verdicts, heads = measure(settings, step)
     report = Report(settings, verdicts, heads, time.perf_counter() - start, environment())
+    try:
+        write_report(report, out)
+    finally:  # where the disk is full, the results can be read here
+        show(report, console)
+    console.print(f"{report.seconds:.0f} s. The report is", out / "report.html", highlight=False, soft_wrap=True)
+    return report.as_expected
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the tables, the findings and the summary."""
     for table in (*verdict_tables(report, console.width), *heads_tables(report)):
         console.print(table)
     console.print("", *report.findings, "", sep="\n", highlight=False)
     console.print(report.summary, style="bold" if report.as_expected else "bold red", highlight=False)
-    write_report(report, out)
-    console.print(f"{report.seconds:.0f} s. The report is", out / "report.html", highlight=False, soft_wrap=True)
-    return report.as_expected
 
 
 def measure(settings: Settings, step: Step) -> tuple[tuple[Verdict, ...], tuple[SampleHeadMeasures, ...]]:

@@ -1,5 +1,6 @@
 """`hyperattention verify`: exit codes, one clear error for bad arguments, and files only where asked."""
 
+import errno
 import subprocess
 import sys
 from types import ModuleType
@@ -57,6 +58,17 @@ def test_a_narrow_terminal_is_told_which_columns_are_missing(few_checks, tmp_pat
     assert "m used, left, right: in the report" in narrow.output
     assert "in the report" not in wide.output
     assert max(map(len, narrow.output.splitlines())) <= max(80, len(str(tmp_path)) + 50)
+
+
+def test_a_full_disk_is_one_line_after_the_results(few_checks, tmp_path, monkeypatch):
+    def full(report, out):
+        raise OSError(errno.ENOSPC, "No space left on device", str(out / "report.json"))
+
+    monkeypatch.setattr(console, "write_report", full)
+    result = invoke("verify", "--n", 64, "--trials", 1, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "outcomes are as expected" in result.output
+    assert result.output.endswith("report.json: No space left on device\n")
 
 
 @pytest.mark.parametrize(

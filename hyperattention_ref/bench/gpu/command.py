@@ -48,7 +48,7 @@ def bench_gpu(
 
 
 def run(out: Path, settings: GpuSettings, minutes: float) -> bool:
-    """Benchmark, show, write gpu.json and results.md; return whether every answer was right and nothing broke.
+    """Benchmark, write gpu.json and results.md, show; return whether every answer was right and nothing broke.
 
     Raises
     ------

@@ -11,8 +11,7 @@ from hyperattention_ref.bench.gpu.report import GpuReport, attention
 from hyperattention_ref.bench.gpu.results import GpuCaseResult, GpuContestantResult
 from hyperattention_ref.bench.grid import Grid
 from hyperattention_ref.bench.report import megabytes, middle_half, seconds
-from hyperattention_ref.foundation.whole_file import write_whole
-from hyperattention_ref.pages.files import write_json
+from hyperattention_ref.pages.files import write_json, write_text
 from hyperattention_ref.pages.wording import number
 
 
@@ -44,7 +43,7 @@ def details(report: GpuReport) -> Iterator[Grid]:
 def write_report(report: GpuReport, folder: Path) -> None:
     """Write gpu.json and results.md."""
     write_json(folder / "gpu.json", report.to_dict())
-    write_whole(folder / "results.md", markdown(report).encode())
+    write_text(folder / "results.md", markdown(report))
 
 
 def markdown(report: GpuReport) -> str:
