@@ -31,6 +31,7 @@ def main() -> None:
         raise SystemExit(2)
     # The matrices are small: more BLAS threads gain little, cost much on a busy machine, and change the last bits.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's, inherited, may not be installed here
     app()(prog_name="hyperattention")
 
 

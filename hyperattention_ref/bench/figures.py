@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -16,7 +15,7 @@ from hyperattention_ref.bench.cases import EXACT, PLANNED, RIVAL, WHOLE, BenchSe
 from hyperattention_ref.bench.report import BenchReport, wording
 from hyperattention_ref.bench.results import FamilyResult
 from hyperattention_ref.bench.rivals import RIVALS
-from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, STYLE, Plot
+from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, Plot
 from hyperattention_ref.pages.wording import number
 
 BACKEND_COLOURS = (BLUE, SKY, BLACK, GREY)
@@ -28,13 +27,12 @@ STAGE_COLOURS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77
 
 def draw_figures(report: BenchReport) -> Iterator[Plot]:
     """The plots for which the report has data."""
-    with rc_context(STYLE):
-        yield time_against_n(report)
-        yield ratio_against_n(report)
-        yield error_against_time(report)
-        yield memory_against_n(report)
-        if any(case.stages for case in report.lengths):
-            yield stages(report)
+    yield time_against_n(report)
+    yield ratio_against_n(report)
+    yield error_against_time(report)
+    yield memory_against_n(report)
+    if any(case.stages for case in report.lengths):
+        yield stages(report)
 
 
 def time_against_n(report: BenchReport) -> Plot:

@@ -43,13 +43,19 @@ def write_report(folder: Path, data: str, report: Result, plots: Iterable[Plot],
 
 
 def write_plots(plots: Iterable[Plot], folder: Path) -> list[tuple[Plot, str]]:
-    """Write every Plot as a PNG file; return pairs of a Plot and its PNG in base64."""
+    """Write every Plot as a PNG file; return pairs of a Plot and its PNG in base64.
+
+    `plots` should draw each figure when it is asked for it, as generators do: in the reports' own style.
+    """
+    from hyperattention_ref.pages.plot_style import own_style
+
     pairs = []
-    for plot in plots:
-        buffer = io.BytesIO()
-        plot.figure.savefig(buffer, format="png", dpi=160)
-        write_whole(folder / f"{plot.name}.png", buffer.getvalue())
-        pairs.append((plot, base64.b64encode(buffer.getvalue()).decode()))
+    with own_style():
+        for plot in plots:
+            buffer = io.BytesIO()
+            plot.figure.savefig(buffer, format="png", dpi=160)
+            write_whole(folder / f"{plot.name}.png", buffer.getvalue())
+            pairs.append((plot, base64.b64encode(buffer.getvalue()).decode()))
     return pairs
 
 

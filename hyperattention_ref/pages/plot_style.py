@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK, GREY = (
@@ -28,6 +31,15 @@ STYLE: dict = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw and save with `STYLE` on Matplotlib's defaults: a user's matplotlibrc changes no figure."""
+    with rc_context():
+        rcdefaults()
+        rcParams.update(STYLE)
+        yield
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREY, ORANGE, RED, STYLE, Plot
+from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREY, ORANGE, RED, Plot
 from hyperattention_ref.pages.wording import number
 from hyperattention_ref.surveys.head_measures import MEAN, ZERO
 from hyperattention_ref.surveys.report import SurveyReport, label
@@ -28,14 +27,13 @@ FAINTEST = 0.01
 
 def draw_figures(report: SurveyReport) -> Iterator[Plot]:
     """The plots for which the report has data."""
-    with rc_context(STYLE):
-        yield errors(report)
-        yield mass_maps(report)
-        yield error_maps(report)
-        yield hardness_maps(report)
-        if any(head.growth for head in report.heads):
-            yield growth(report)
-        yield pictures(report)
+    yield errors(report)
+    yield mass_maps(report)
+    yield error_maps(report)
+    yield hardness_maps(report)
+    if any(head.growth for head in report.heads):
+        yield growth(report)
+    yield pictures(report)
 
 
 def hardness_maps(report: SurveyReport) -> Plot:

@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, STYLE, Plot
+from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, Plot
 from hyperattention_ref.pages.wording import number
 from hyperattention_ref.proofs_checks import Verdict
 from hyperattention_ref.proofs_checks.verdict import HOLDS, NOT_REFUTED
@@ -44,13 +43,12 @@ def draw_figures(report: Report) -> Iterator[Plot]:
     """The plots for which the report has data."""
     rates = list({v.name: v for v in report.verdicts if "slope" in v.measured}.values())
     ablations = _ablations(report)
-    with rc_context(STYLE):
-        if rates:
-            yield error_against_m(rates)
-        if rates and ablations:
-            yield caps_and_floors(rates, ablations)
-        yield ratios(report)
-        yield sample_heads(report)
+    if rates:
+        yield error_against_m(rates)
+    if rates and ablations:
+        yield caps_and_floors(rates, ablations)
+    yield ratios(report)
+    yield sample_heads(report)
 
 
 def error_against_m(rates: list[Verdict]) -> Plot:

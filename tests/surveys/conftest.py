@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from hyperattention_ref import cli
 from hyperattention_ref.surveys.survey import load_results
 
-from .small_maps import arrays
+from .small_maps import OPTIONS, arrays
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +23,7 @@ def surveyed(tmp_path_factory, invoke):
     """What the command printed, and the folder that it wrote."""
     folder = tmp_path_factory.mktemp("measure")
     np.savez(folder / "maps.npz", **arrays())
-    options = ("--recipes", "paper,heavy,window_sinks", "--budget", 16, "--rows", 80, "--tolerance", 0.9)
-    return invoke("measure", folder / "maps.npz", *options, "--out", folder / "out"), folder / "out"
+    return invoke("measure", folder / "maps.npz", *OPTIONS, "--out", folder / "out"), folder / "out"
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+OPTIONS = ("--recipes", "paper,heavy,window_sinks", "--budget", "16", "--rows", "80", "--tolerance", "0.9")
+"""Of the survey that most tests read."""
+
 
 def arrays(n=160, d=8, **facts):
     """The heads 0 and 1 of the layers 0 and 3."""

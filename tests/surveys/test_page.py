@@ -3,7 +3,11 @@
 import base64
 import csv
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +16,7 @@ import hyperattention_ref as hr
 from hyperattention_ref.surveys.page import write_report
 from hyperattention_ref.surveys.report import SurveyReport
 
-from .small_maps import arrays
+from .small_maps import OPTIONS, arrays
 
 
 def test_json_and_csv_hold_every_head(surveyed, heads):
@@ -70,3 +74,28 @@ def test_a_report_can_be_made_of_heads_with_infinite_bounds_and_without_prefixes
     assert (row["alpha_32"], row["error_paper"]) == ("", "inf")
     assert "∞" in (out / "report.html").read_text(encoding="utf-8")
     assert not (out / "growth.png").exists()
+
+
+def test_figures_do_not_depend_on_the_users_matplotlib(surveyed, tmp_path):
+    """Drawn again by a command whose matplotlibrc and backend are a user's, they are the same bytes."""
+    _, out = surveyed
+    shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("*.png"))
+    (tmp_path / "matplotlibrc").write_text(
+        "text.usetex: True\nfont.family: serif\nfont.size: 30\naxes.facecolor: red\nmathtext.fontset: stix\n"
+        "savefig.bbox: tight\nsavefig.transparent: True\nfigure.dpi: 20\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "from hyperattention_ref.cli import main; main()",
+        "measure",
+        out.parent / "maps.npz",
+    ]
+    environment = {"MATPLOTLIBRC": str(tmp_path), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    command += [*OPTIONS, "--out", tmp_path / "out"]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in out.glob("*.png"))
+    assert names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (out / name).read_bytes(), name
