@@ -11,7 +11,7 @@ import typer
 from typer import Option
 
 from hyperattention_ref.bench.cases import BenchSettings, RunSettings, available_cores
-from hyperattention_ref.pages.command import BAD_INPUT, console, refuse
+from hyperattention_ref.pages.command import BAD_INPUT, console, interruptible, refuse
 
 Lengths = Annotated[list[int], Option("--n", help="Tokens; may be repeated.")]
 HeadCount = Annotated[int, Option(help="Heads, one as large as the other.")]
@@ -65,7 +65,7 @@ def bench(
         refuse("the benchmark on a GPU is a command of its own: hyperattention bench-gpu")
     rivals = () if against == "none" else tuple(name.strip() for name in against.split(","))
     cores = available_cores() if threads is None else threads
-    finish(lambda: run(out, settings_of(BenchSettings, context, against=rivals, threads=cores)))
+    finish(lambda: run(out, settings_of(BenchSettings, context, against=rivals, threads=cores)), out)
 
 
 def settings_of(kind: type[SomeSettings], context: typer.Context, **others: Any) -> SomeSettings:
@@ -74,10 +74,11 @@ def settings_of(kind: type[SomeSettings], context: typer.Context, **others: Any)
     return kind(**{name: x for name, x in context.params.items() if name in names} | others)
 
 
-def finish(run: Callable[[], bool]) -> None:
+def finish(run: Callable[[], bool], out: Path) -> None:
     """Run a benchmark; exit code 2 where it refuses its input, 1 where it says that something was wrong."""
     try:
-        is_right = run()
+        with interruptible(f"finished cases are in {out}; the same command goes on there"):
+            is_right = run()
     except BAD_INPUT as error:
         refuse(error)
     if not is_right:
@@ -92,7 +93,7 @@ def run(out: Path, settings: BenchSettings) -> bool:
     from hyperattention_ref.pages.progress import progress_bar
 
     terminal = console(150)
-    with progress_bar(terminal) as step:
+    with progress_bar() as step:
         report = benchmark(settings, out, lambda name, *counts: step(wording(name), *counts))
         step("drawing", 1, 1)
         write_report(report, out)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from hyperattention_ref.pages.wording import printable
@@ -21,6 +23,16 @@ def refuse(reason) -> NoReturn:
         reason = f"{reason.filename}: {reason.strerror}" if reason.filename else reason.strerror
     print(f"hyperattention: {printable(str(reason))}", file=sys.stderr)
     raise SystemExit(2)
+
+
+@contextmanager
+def interruptible(kept: str) -> Iterator[None]:
+    """End with exit code 130 and one line on Ctrl-C; `kept` says what is saved and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"hyperattention: interrupted; {kept}", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def numbers(text: str | None) -> list[int] | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Text in UTF-8. Of a file name that is none, such a byte appears as \\udce9, which JSON reads back."""
+    r"""Text in UTF-8. A byte of a file name that is none appears as \udce9, which JSON reads back."""
     write_whole(path, text.encode(errors="backslashreplace"))
 
 

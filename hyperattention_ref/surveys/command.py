@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hyperattention_ref.pages.command import BAD_INPUT, console, numbers, refuse
+from hyperattention_ref.pages.command import BAD_INPUT, console, interruptible, numbers, refuse
 from hyperattention_ref.plan.recipe import RECIPES
 from hyperattention_ref.surveys.settings import SurveySettings
 
@@ -54,6 +54,7 @@ def measure(
     if demo == (path is not None):
         refuse("give either a file of maps or --demo")
     sample = resources.files("hyperattention_ref") / "data" / "minilm_heads.npz"
+    maps = resources.as_file(sample) if demo else nullcontext(path)
     try:
         settings = SurveySettings(
             n=n,
@@ -66,7 +67,7 @@ def measure(
             seed=seed,
             backend=backend,
         )
-        with resources.as_file(sample) if demo else nullcontext(path) as file:
+        with interruptible(f"finished heads are in {out}; the same command goes on there"), maps as file:
             run(file, out, settings, console(190), layers=numbers(layers), heads=numbers(heads), n_jobs=jobs)
     except BAD_INPUT as error:
         refuse(error)
@@ -86,7 +87,8 @@ def capture(
     from hyperattention_ref.maps.model_capture import capture_text
 
     try:
-        file = capture_text(model, text, out, n=n, layers=numbers(layers), heads=numbers(heads), overwrite=force)
+        with interruptible(f"{out} was not written; the same command starts again"):
+            file = capture_text(model, text, out, n=n, layers=numbers(layers), heads=numbers(heads), overwrite=force)
         with MapFile(file) as maps:
             tokens = maps.tokens(maps.layers[0])
             print(f"{out}: {len(maps)} heads of {len(maps.layers)} layers, {tokens} tokens")

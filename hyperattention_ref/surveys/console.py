@@ -21,7 +21,7 @@ PAPER = "paper"
 
 def run(path, out: Path, settings: SurveySettings, console: Console, *, layers, heads, n_jobs: int) -> None:
     """Survey, write the report, show."""
-    with progress_bar(console) as step:
+    with progress_bar() as step:
         results = survey(path, out, settings, layers=layers, heads=heads, n_jobs=n_jobs, progress=step)
         step("drawing", len(results), len(results))
         report = SurveyReport(Path(path).name, settings, tuple(results))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import hyperattention_ref as hr
-from hyperattention_ref.pages.command import console, refuse
+from hyperattention_ref.pages.command import console, interruptible, refuse
 
 FULL, QUICK = (1024, 20), (256, 5)
 """Default n and trials, without and with --quick."""
@@ -74,7 +74,8 @@ def verify(
     families = tuple(family) if family else None
     settings = Settings(n or default_n, families, epsilon, trials or default_trials, seed)
     try:
-        as_expected = run(settings, out, console(150))
+        with interruptible("nothing is saved before the end; --quick takes seconds"):
+            as_expected = run(settings, out, console(150))
     except OSError as error:
         refuse(error)
     if not as_expected:

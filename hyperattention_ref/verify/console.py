@@ -47,7 +47,7 @@ WIDE = 120
 def run(settings: Settings, out: Path, console: Console) -> bool:
     """Check, write the report, show; return whether every outcome is as expected."""
     start = time.perf_counter()
-    with progress_bar(console) as step:
+    with progress_bar() as step:
         verdicts, heads = measure(settings, step)
     report = Report(settings, verdicts, heads, time.perf_counter() - start, environment())
     try:

@@ -1,4 +1,4 @@
-"""The progress bar: it shows every step, and is gone afterwards."""
+"""The progress bar shows every step, and is gone afterwards; without a terminal there are lines."""
 
 import io
 
@@ -31,11 +31,28 @@ def test_every_step_moves_the_bar(shown):
     assert shown == [("first", 0, 2), ("second", 1, 2)]
 
 
-def test_nothing_is_left_in_a_pipe():
+def test_a_bar_shows_names_as_they_are():
+    terminal = io.StringIO()
+    with progress_bar(Console(file=terminal, force_terminal=True, width=80)) as step:
+        step("[red]a[/] [link=x]b", 0, 2)
+    assert "[red]a[/] [link=x]b" in terminal.getvalue()
+
+
+def test_a_pipe_gets_a_line_for_each_part_and_now_and_then_one_that_goes_on(monkeypatch):
     pipe = io.StringIO()
     with progress_bar(Console(file=pipe)) as step:
+        for i in range(3):
+            step("[red]first", i, 4)
+        step("second", 3, 4)
+        monkeypatch.setattr(progress, "PAUSE", 0)
+        step("second", 4, 4)
+    assert pipe.getvalue() == "0/4  [red]first\n3/4  second\n4/4  second\n"
+
+
+def test_progress_is_on_standard_error(capsys):
+    with progress_bar() as step:
         step("first", 0, 1)
-    assert pipe.getvalue().strip() == ""
+    assert capsys.readouterr() == ("", "0/1  first\n")
 
 
 def test_an_error_inside_ends_the_bar_and_is_passed_on():

@@ -44,7 +44,9 @@ def bench_gpu(
     Exit code 1 when an answer is wrong, the conformance suite finds a violation, or a call of this library breaks.
     """
     kinds = (True,) if causal else GpuSettings.causal
-    host.finish(lambda: run(out, host.settings_of(GpuSettings, context, causal=kinds), positive("minutes", minutes)))
+    host.finish(
+        lambda: run(out, host.settings_of(GpuSettings, context, causal=kinds), positive("minutes", minutes)), out
+    )
 
 
 def run(out: Path, settings: GpuSettings, minutes: float) -> bool:
@@ -66,7 +68,7 @@ def run(out: Path, settings: GpuSettings, minutes: float) -> bool:
         raise ValueError(f"bench-gpu cannot run here: {obstacle}")
     terminal = console(150)
     command = shlex.join(["hyperattention", *sys.argv[1:]])
-    with progress_bar(terminal) as step:
+    with progress_bar() as step:
         report = benchmark_gpu(Gpu(), settings, out, step, minutes=minutes, command=command)
     write_report(report, out)
     host.show(terminal, overviews(report), report, report.absent)
