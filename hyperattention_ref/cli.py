@@ -1,4 +1,4 @@
-"""The command line: `hyperattention verify`, `measure`, `capture`, `bench`, `bench-gpu`, `backends`, `--version`.
+"""The command line: `hyperattention`, or `python -m hyperattention_ref`.
 
 The console script exists in every installation; its libraries come with the extra `report`, and nothing of them is
 imported before it is known that all are there.
@@ -12,7 +12,22 @@ import sys
 from importlib.util import find_spec
 from typing import Annotated
 
+from hyperattention_ref.foundation.extras import install
+
 NEEDED = ("typer", "rich", "matplotlib", "jinja2", "joblib", "threadpoolctl", "pydantic")
+USAGE = """\
+usage: hyperattention [-h] [--version] COMMAND [OPTIONS]
+
+  verify     check the paper, statement by statement, and write a report
+  measure    measure real attention maps
+  capture    keep the queries, keys and values of a model
+  bench      time HyperAttention on this machine
+  bench-gpu  time the GPU backends on this machine's GPU
+  backends   list the known backends and say of each whether it can run here
+
+hyperattention COMMAND -h shows the options of a command.
+"""
+"""What -h prints where the extra `report` is missing."""
 
 
 def main() -> None:
@@ -21,18 +36,35 @@ def main() -> None:
         # A character that the terminal or the file cannot show must not end a run: a ? stands for it.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        print(
-            f"hyperattention: the command line needs {', '.join(missing)}, which this installation lacks; "
-            'install the extra "report": pip install "hyperattention-ref[report]"',
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise SystemExit(without_extra(sys.argv[1:], missing))
     # The matrices are small: more BLAS threads gain little, cost much on a busy machine, and change the last bits.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["MPLBACKEND"] = "agg"  # a notebook's, inherited, may not be installed here
-    app()(prog_name="hyperattention")
+    try:
+        app()(prog_name="hyperattention")
+    except KeyboardInterrupt:  # before a command has begun
+        raise SystemExit(130) from None
+
+
+def without_extra(arguments: list[str], missing: list[str]) -> int:
+    """What little the console script can do without the extra `report`; the exit code."""
+    if "--version" in arguments:
+        print_version()
+    elif {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")
+    else:
+        lacks = f"the command line needs {', '.join(missing)}, which this installation lacks"
+        print(f"hyperattention: {lacks}; {install('report')}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def print_version() -> None:
+    """Print name and version."""
+    from importlib.metadata import version
+
+    print(f"hyperattention-ref {version('hyperattention-ref')}")
 
 
 def app():
@@ -48,14 +80,17 @@ def app():
     from hyperattention_ref.verify import command as verify
 
     about = "The numerical reference for HyperAttention."
-    cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=about)
+    both = {"help_option_names": ["-h", "--help"]}  # of every command
+    cli = typer.Typer(
+        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=about, context_settings=both
+    )
 
-    def print_version(wanted: bool) -> None:
+    def show(wanted: bool) -> None:
         if wanted:
-            print(f"hyperattention-ref {hr.__version__}")
+            print_version()
             raise typer.Exit
 
-    show_version = typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    show_version = typer.Option("--version", callback=show, is_eager=True, help="Print the version.")
 
     @cli.callback()
     def options(version: Annotated[bool, show_version] = False) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ import hyperattention_ref as hr
 from hyperattention_ref import cli
 
 SMALL_VERIFY = """
+import hyperattention_ref as hr
 from hyperattention_ref import cli, proofs_checks
 from hyperattention_ref.verify import sample_head_measures
+one_head = hr.load_sample_heads()[:1]
+hr.load_sample_heads = lambda: one_head
 proofs_checks.STATEMENTS, sample_head_measures.RUNS = ("algorithm_1",), 1
 cli.main()
 """
@@ -30,6 +35,23 @@ def test_version():
     result = invoke("--version")
     assert result.exit_code == 0
     assert result.output == f"hyperattention-ref {hr.__version__}\n"
+
+
+def commands():
+    return [command.name or command.callback.__name__ for command in cli.app().registered_commands]
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_has_both_names_of_help(name):
+    short, long = invoke(name, "-h"), invoke(name, "--help")
+    assert short.exit_code == long.exit_code == 0
+    assert "Usage:" in short.output
+    assert short.output == long.output
+
+
+def test_the_package_can_be_run():
+    done = subprocess.run([sys.executable, "-m", "hyperattention_ref", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"hyperattention-ref {hr.__version__}\n"), done.stderr
 
 
 def test_backends_lists_every_backend_and_the_reason_of_each_absentee(monkeypatch):
@@ -51,7 +73,19 @@ def test_without_the_extra_the_command_says_which_to_install(monkeypatch, capsys
     assert stopped.value.code == 2
     message = capsys.readouterr().err
     assert f"needs {absent}, which" in message
-    assert 'pip install "hyperattention-ref[report]"' in message
+    assert 'pip install ".[report]" in a clone' in message
+
+
+def test_version_and_usage_need_no_extra(monkeypatch, capsys):
+    known = commands()
+    monkeypatch.setitem(sys.modules, "typer", None)
+    for arguments, words in ((["--version"], [hr.__version__]), (["-h"], known), (["verify", "--help"], ["verify"])):
+        monkeypatch.setattr(sys, "argv", ["hyperattention", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert not stopped.value.code
+        shown = capsys.readouterr().out.split()
+        assert set(words) <= set(shown)
 
 
 def test_importing_the_command_line_imports_nothing_of_the_extra():
@@ -63,7 +97,6 @@ def test_importing_the_command_line_imports_nothing_of_the_extra():
 
 ENCODINGS = {
     "cp1252": {"PYTHONIOENCODING": "cp1252"},
-    "ascii": {"PYTHONIOENCODING": "ascii"},
     "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
 }
 
@@ -85,7 +118,8 @@ def test_a_character_that_the_output_lacks_ends_no_run(tmp_path, name):
 
 def test_a_file_name_that_is_no_utf8_ends_no_run(tmp_path):
     path, out = (os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/caf\xe9.npz", b"/caf\xe9"))
-    np.savez(path, **dict(zip(("query", "key", "value"), np.random.default_rng(0).standard_normal((3, 1, 64, 4)))))
+    query, key, value = np.random.default_rng(0).standard_normal((3, 1, 64, 4))
+    np.savez(path, query=query, key=key, value=value)
     options = ("--recipes", "paper", "--budget", "8", "--backend", "numpy")
     result = shell("from hyperattention_ref.cli import main; main()", "measure", path, *options, "--out", out)
     assert result.returncode == 0, result.stderr
@@ -99,3 +133,29 @@ def test_a_refusal_can_name_any_file():
     result = shell(script, "measure", "/no/caf\udce9.npz", PYTHONIOENCODING="ascii")
     assert result.returncode == 2
     assert result.stderr == b"hyperattention: /no/caf?.npz: No such file or directory\n"
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+INTERRUPTED = {
+    "verify": ((), "nothing is saved before the end; --quick takes seconds"),
+    "measure": (("--demo", "--backend", "numpy"), "finished heads are in {out}; the same command goes on there"),
+    "bench": (
+        ("--backend", "numpy", "--against", "none"),
+        "finished cases are in {out}; the same command goes on there",
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for a process group")
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_ctrl_c_says_what_is_saved_and_how_to_go_on(tmp_path, name):
+    options, words = INTERRUPTED[name]
+    command = [sys.executable, "-m", "hyperattention_ref", name, *options, "--out", tmp_path / "out"]
+    running = subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True, cwd=tmp_path)
+    assert running.stderr.readline()  # the first line of the progress
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    out, error = running.communicate(timeout=120)
+    assert (running.returncode, out) == (130, "")
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith(f"hyperattention: interrupted; {words.format(out=tmp_path / 'out')}")

@@ -1,6 +1,6 @@
 """`check_backend`, which runs the conformance suite.
 
-It needs Hypothesis (`pip install 'hyperattention-ref[test]'`), which makes the inputs and the plans. Two gates judge
+It needs Hypothesis (`pip install hypothesis`), which makes the inputs and the plans. Two gates judge
 the arithmetic, both against the float64 `reference` backend on the same plan, element by element:
 
 (A) the error stays within the bound that `error_bound` derives;

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from hyperattention_ref.foundation.extras import install
 from hyperattention_ref.foundation.memory import library_of
 
 from ..device_array import (
@@ -37,7 +38,7 @@ from ..device_array import (
 )
 
 NAME = "numba-cuda"
-REMEDY = "pip install 'hyperattention-ref[cuda]'"
+REMEDY = install("cuda")
 FLOATS = ("float16", "float32", "float64")
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: the default stream of CuPy and PyTorch, whatever Numba's own is set to
 

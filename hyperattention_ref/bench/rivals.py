@@ -17,7 +17,9 @@ from io import StringIO
 
 import numpy as np
 
-EXTRA = 'pip install "hyperattention-ref[bench]"'
+from hyperattention_ref.foundation.extras import install
+
+EXTRA = install("bench")
 OWN_BUDGET = 256
 """Landmarks, and keys in a window, where the contestant names no budget."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.extras import install
 from hyperattention_ref.foundation.named_file import named_file
 from hyperattention_ref.maps.array_files import layout
 from hyperattention_ref.maps.attention_map import LayerMaps
@@ -353,7 +354,5 @@ def _libraries():
         import torch
         import transformers.masking_utils
     except ImportError as error:
-        raise ImportError(
-            "capturing needs torch and transformers; install them with: pip install 'hyperattention-ref[models]'"
-        ) from error
+        raise ImportError(f"capturing needs torch and transformers; install them with: {install('models')}") from error
     return torch, transformers

@@ -82,7 +82,7 @@ def test_a_rival_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
     assert result.exit_code == 2
     (line,) = result.output.splitlines()
     assert "sdpa, performer: needs torch, performer-pytorch, not installed here" in line
-    assert 'pip install "hyperattention-ref[bench]"' in line
+    assert 'pip install ".[bench]"' in line
 
 
 @pytest.mark.parametrize("name", ["cupy", "numba-cuda"])

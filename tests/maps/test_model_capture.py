@@ -29,7 +29,7 @@ def _offline():
 
 @pytest.fixture(scope="module")
 def transformers(_offline):
-    pytest.importorskip("torch", reason="torch is not installed: pip install 'hyperattention-ref[models]'")
+    pytest.importorskip("torch", reason="torch is not installed: pip install '.[models]'")
     return pytest.importorskip("transformers", reason="transformers is not installed (extra `models`)")
 
 
@@ -405,7 +405,7 @@ def test_what_is_no_model_or_no_mapping_is_refused(transformers, torch):
 
 def test_missing_libraries_are_named_with_the_extra_that_brings_them(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"pip install 'hyperattention-ref\[models\]'"):
+    with pytest.raises(ImportError, match=r'pip install "\.\[models\]" in a clone'):
         capture(object(), {}, tmp_path / "maps.npz")
     assert not list(tmp_path.iterdir())
 

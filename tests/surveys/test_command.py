@@ -160,7 +160,7 @@ def test_capture_passes_its_arguments_on_and_says_what_it_wrote(invoke, maps, tm
 def test_capture_says_what_is_missing(invoke, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     result = invoke("capture", "model", tmp_path / "text.txt", "--out", tmp_path / "maps.npz")
-    refused(result, tmp_path / "maps.npz", "needs torch and transformers", "hyperattention-ref[models]")
+    refused(result, tmp_path / "maps.npz", "needs torch and transformers", 'pip install ".[models]"')
 
 
 @pytest.mark.slow

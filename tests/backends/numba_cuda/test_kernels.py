@@ -23,7 +23,7 @@ from hyperattention_ref.backends.numba_cuda.memory import NumbaMemory
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 from hyperattention_ref.plan.plan import Plan
 
-REMEDY = "install it with: pip install 'hyperattention-ref[cuda]'"
+REMEDY = "install it with: pip install '.[cuda]'"
 pytest.importorskip("numba_cuda", reason=f"the package numba-cuda is missing; {REMEDY}")
 pathfinder = pytest.importorskip("cuda.pathfinder")  # numba-cuda requires it
 for library in ("nvvm", "nvrtc"):

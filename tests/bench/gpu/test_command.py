@@ -60,7 +60,7 @@ def refused(result, folder, words):
 
 def test_a_machine_without_a_gpu_is_refused_at_the_door(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_device, "find_spec", lambda name: None)
-    words = ["bench-gpu cannot run here: PyTorch is not installed", 'pip install "hyperattention-ref[bench]"']
+    words = ["bench-gpu cannot run here: PyTorch is not installed", 'pip install ".[bench]"']
     refused(invoke("--out", tmp_path / "out"), tmp_path, words)
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from hyperattention_ref.backends import conformance
 from hyperattention_ref.bench.cases import EXACT, EXTERNAL, LEAVES, PLANNED, SDPA, WHOLE
 from hyperattention_ref.bench.gpu import device as gpu_device
 from hyperattention_ref.bench.gpu import run as gpu_run
@@ -173,8 +174,13 @@ def test_the_suite_judges_a_backend_by_name(monkeypatch):
 
 
 def test_a_suite_that_cannot_run_is_a_failure_with_the_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "hyperattention_ref.backends.conformance", None)
-    assert "pip install 'hyperattention-ref[test]'" in gpu_run.conformance("cupy", SMALL).failure
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    for name in ("suite", "strategies"):
+        monkeypatch.delitem(sys.modules, f"hyperattention_ref.backends.conformance.{name}", raising=False)
+    monkeypatch.delitem(vars(conformance), "check_backend", raising=False)
+    failure = gpu_run.conformance("cupy", SMALL).failure
+    assert failure.startswith("the suite cannot run")
+    assert "pip install hypothesis" in failure
 
 
 def test_a_stopped_run_resumes(stand_in, tmp_path, monkeypatch):
