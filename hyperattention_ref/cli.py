@@ -70,10 +70,8 @@ def print_version() -> None:
 def app():
     """The Typer application."""
     import typer
-    from rich.console import Console
-    from rich.markup import escape
 
-    import hyperattention_ref as hr
+    from hyperattention_ref.backend_tools import command as backend_tools
     from hyperattention_ref.bench import command as bench
     from hyperattention_ref.bench.gpu import command as bench_gpu
     from hyperattention_ref.surveys import command as measure
@@ -96,16 +94,9 @@ def app():
     def options(version: Annotated[bool, show_version] = False) -> None:
         pass
 
-    @cli.command()
-    def backends() -> None:
-        """List the known backends and say of each whether it can run here."""
-        console = Console(highlight=False, soft_wrap=True)
-        for name, reason in hr.backend_status().items():
-            status = "[green]can run here[/]" if reason is None else f"[yellow]cannot run here[/]: {escape(reason)}"
-            console.print(f"[bold]{escape(name)}[/]  {status}")
-
     verify.add_to(cli)
     measure.add_to(cli)
     bench.add_to(cli)
     bench_gpu.add_to(cli)
+    backend_tools.add_to(cli)
     return cli

@@ -55,13 +55,13 @@ def test_the_package_can_be_run():
 
 
 def test_backends_lists_every_backend_and_the_reason_of_each_absentee(monkeypatch):
-    status = {"numpy": None, "gpu": "needs [cupy], which is not installed"}
+    status = {"numpy": None, "[gpu]": "needs [cupy] :eye:, which is not installed"}
     monkeypatch.setattr(hr, "backend_status", lambda: status)
     result = invoke("backends")
     assert result.exit_code == 0
     assert result.output.splitlines() == [
         "numpy  can run here",
-        "gpu  cannot run here: needs [cupy], which is not installed",
+        "[gpu]  cannot run here: needs [cupy] :eye:, which is not installed",
     ]
 
 

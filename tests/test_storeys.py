@@ -15,7 +15,7 @@ STOREYS = (
     {"backends"},
     {"attention", "measures", "synthetic", "maps"},
     {"proofs_checks", "pages"},
-    {"verify", "surveys", "bench"},
+    {"verify", "surveys", "bench", "backend_tools"},
     {"cli"},
     {"__main__"},
 )

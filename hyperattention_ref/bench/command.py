@@ -98,7 +98,7 @@ def run(out: Path, settings: BenchSettings) -> bool:
         step("drawing", 1, 1)
         write_report(report, out)
     show(terminal, grids(report), report, [f"{reason}." for reason in report.left_out])
-    terminal.print("The report is", out / "report.html", highlight=False, soft_wrap=True)
+    terminal.print("The report is", out / "report.html", soft_wrap=True)
     return report.is_right
 
 
@@ -106,5 +106,5 @@ def show(terminal, grids, report, left_out: list[str]) -> None:
     """Show tables, findings, what was left out, and the summary."""
     for grid in grids:
         terminal.print(grid.table(), "")
-    terminal.print(*report.findings, *(f"Left out: {reason}" for reason in left_out), sep="\n", highlight=False)
-    terminal.print("", report.summary, style="bold" if report.is_right else "bold red", highlight=False)
+    terminal.print(*report.findings, *(f"Left out: {reason}" for reason in left_out), sep="\n")
+    terminal.print("", report.summary, style="bold" if report.is_right else "bold red")

@@ -46,7 +46,11 @@ def numbers(text: str | None) -> list[int] | None:
 
 
 def console(width: int) -> Console:
-    """A console as wide as the terminal, or of this width in a pipe or a file, where wide tables need one."""
+    """A console as wide as the terminal, or of this width in a pipe or a file, where wide tables need one.
+
+    It prints strings as they are: a name may hold what rich takes for a style or a link. Use `Text` for styles.
+    """
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else width)
+    width_of_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if width_of_terminal else width, markup=False, emoji=False, highlight=False)

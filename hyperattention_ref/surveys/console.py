@@ -27,9 +27,9 @@ def run(path, out: Path, settings: SurveySettings, console: Console, *, layers, 
         report = SurveyReport(Path(path).name, settings, tuple(results))
         write_report(report, out)
     console.print(heads_table(report))
-    console.print("", *report.findings, "", sep="\n", highlight=False)
-    console.print(report.summary, style="bold", highlight=False)
-    console.print("The report is", out / "report.html", highlight=False, soft_wrap=True)
+    console.print("", *report.findings, "", sep="\n")
+    console.print(report.summary, style="bold")
+    console.print("The report is", out / "report.html", soft_wrap=True)
 
 
 def heads_table(report: SurveyReport) -> Table:

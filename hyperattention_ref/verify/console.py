@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from hyperattention_ref import proofs_checks
 from hyperattention_ref.pages.progress import Step, progress_bar
@@ -54,7 +54,7 @@ def run(settings: Settings, out: Path, console: Console) -> bool:
         write_report(report, out)
     finally:  # where the disk is full, the results can be read here
         show(report, console)
-    console.print(f"{report.seconds:.0f} s. The report is", out / "report.html", highlight=False, soft_wrap=True)
+    console.print(f"{report.seconds:.0f} s. The report is", out / "report.html", soft_wrap=True)
     return report.as_expected
 
 
@@ -62,8 +62,8 @@ def show(report: Report, console: Console) -> None:
     """Print the tables, the findings and the summary."""
     for table in (*verdict_tables(report, console.width), *heads_tables(report)):
         console.print(table)
-    console.print("", *report.findings, "", sep="\n", highlight=False)
-    console.print(report.summary, style="bold" if report.as_expected else "bold red", highlight=False)
+    console.print("", *report.findings, "", sep="\n")
+    console.print(report.summary, style="bold" if report.as_expected else "bold red")
 
 
 def measure(settings: Settings, step: Step) -> tuple[tuple[Verdict, ...], tuple[SampleHeadMeasures, ...]]:
@@ -93,25 +93,30 @@ def verdict_tables(report: Report, width: int) -> Iterator[Table]:
         for group in statements(verdicts):
             for verdict in group:
                 cells = _cells(verdict)
-                name = escape(verdict.name) if verdict is group[0] else ""
-                table.add_row(name, escape(verdict.family), *(cells[column] for column in columns))
+                name = verdict.name if verdict is group[0] else ""
+                table.add_row(name, verdict.family, *(cells[column] for column in columns))
         if len(columns) < len(COLUMNS) and place == len(sections) - 1:
             table.caption = f"{', '.join(LEFT_OUT)}: in the report, and here in a terminal of {WIDE} columns"
         yield table
 
 
-def _cells(verdict: Verdict) -> dict[str, str]:
+def _cells(verdict: Verdict) -> dict[str, str | Text]:
     kind = outcome(verdict)
     detail = {INFORMATION: verdict.verdict, UNEXPECTED: f"{verdict.verdict}: unexpected"}
     return {
-        "m asked": number(verdict.m_asked) + ("\n[red]vacuous[/]" if verdict.vacuous else ""),
+        "m asked": _asked(verdict, "\n"),
         "m used": number(verdict.m_used),
         "left": number(float(np.median(verdict.left))),
         "right": number(float(np.median(verdict.right))),
         "worst ratio": number(float(verdict.ratios.max())),
         "failures": f"{verdict.failures}/{verdict.trials}" + (f"\n{limit(verdict)}" if limit(verdict) else ""),
-        "verdict": f"[{COLOURS[kind]}]{detail.get(kind, kind)}[/]",
+        "verdict": Text(detail.get(kind, kind), COLOURS[kind]),
     }
+
+
+def _asked(x: Verdict | SampleHeadMeasures, space: str) -> Text:
+    """The samples asked for, and whether that is vacuous."""
+    return Text.assemble(number(x.m_asked), (f"{space}vacuous" if x.vacuous else "", "red"))
 
 
 def heads_tables(report: Report) -> Iterator[Table]:
@@ -127,7 +132,7 @@ def heads_tables(report: Report) -> Iterator[Table]:
             power_of_ten(head.log_kappa_rescaled),
             number(head.stable_rank),
             number(head.op_norm),
-            number(head.m_asked) + (" [red]vacuous[/]" if head.vacuous else ""),
+            _asked(head, " "),
             number(head.m_usable),
         )
     yield asked
@@ -140,4 +145,4 @@ def heads_tables(report: Report) -> Iterator[Table]:
 
 
 def _table(title: str, *columns: Column | str) -> Table:
-    return Table(*columns, title=f"\n[bold]{escape(title)}[/]", title_style="", title_justify="left", box=None)
+    return Table(*columns, title=f"\n{title}", title_style="bold", title_justify="left", box=None)

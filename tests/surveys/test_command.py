@@ -45,6 +45,19 @@ def test_every_head_has_a_line_with_its_numbers(surveyed, heads):
         assert line.rstrip().endswith(head.verdict)
 
 
+def test_names_are_printed_as_they_are(invoke, tmp_path):
+    """A file and a folder may be called what rich takes for markup, and a browser for a tag."""
+    path, out = tmp_path / "[red]a[-] <b>&.npz", tmp_path / "[link=x] :eye: <i>"
+    np.savez(path, **arrays(64))
+    result = invoke("measure", path, "--heads", "0", "--layers", "0", "--recipes", "paper", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert str(out / "report.html") in result.output
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<dd>[red]a[-] &lt;b&gt;&amp;.npz</dd>" in page
+    absent = tmp_path / "[red]b.npz"
+    refused(invoke("measure", absent, "--out", tmp_path / "no"), tmp_path / "no", f"{absent}: No such file")
+
+
 def test_a_second_run_measures_only_what_is_missing(invoke, maps, tmp_path, monkeypatch):
     arguments = ("measure", maps, "--recipes", "paper", "--out", tmp_path / "out")
     assert invoke(*arguments).exit_code == 0

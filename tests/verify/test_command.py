@@ -27,8 +27,8 @@ def few_checks(monkeypatch, heads):
     monkeypatch.setattr(proofs_checks, "STATEMENTS", ("algorithm_1", "planted", "merge_monoid"))
     monkeypatch.setattr(console, "measure_sample_heads", lambda *, epsilon, seed: heads)
 
-    def plant(left, expected):
-        words = dict.fromkeys(("name", "paper", "statement", "hypothesis", "family"), "planted")
+    def plant(left, expected, name="planted"):
+        words = dict.fromkeys(("name", "paper", "statement", "hypothesis", "family"), name)
         planted.check = lambda settings: iter([Verdict(**words, left=left, right=1.0, expected=expected)])
 
     return plant
@@ -50,6 +50,15 @@ def test_verify_shows_tables_and_writes_the_report(few_checks, tmp_path):
         assert words in result.output
     assert str(out / "report.html") in result.output
     assert {path.name for path in out.iterdir()} == {"report.html", "report.json", "ratios.png", "sample_heads.png"}
+
+
+def test_names_are_printed_as_they_are(few_checks, tmp_path):
+    name = "[red]a[/] :eye:"
+    few_checks(0.5, "holds", name)
+    result = invoke("verify", "--n", 64, "--trials", 1, "--out", tmp_path / "[link=x]")
+    assert result.exit_code == 0, result.output
+    assert result.output.count(name) >= 3  # title, statement, inputs
+    assert str(tmp_path / "[link=x]" / "report.html") in result.output
 
 
 def test_a_narrow_terminal_is_told_which_columns_are_missing(few_checks, tmp_path):
@@ -113,6 +122,7 @@ def test_settings_are_what_was_asked_for(no_work, tmp_path):
     [
         (["--family", "gauss"], ["gauss", *hr.synthetic.FAMILIES]),
         (["--family", "sink", "--family", "no"], ["unknown: no"]),
+        (["--family", "[red]a[/]"], ["unknown: [red]a[/]"]),
         (["--n", "63"], ["--n", "63", "64"]),
         (["--n", "many"], ["--n", "integer"]),
         (["--epsilon", "0"], ["--epsilon", "0 < epsilon <= 1"]),

@@ -72,5 +72,5 @@ def run(out: Path, settings: GpuSettings, minutes: float) -> bool:
         report = benchmark_gpu(Gpu(), settings, out, step, minutes=minutes, command=command)
     write_report(report, out)
     host.show(terminal, overviews(report), report, report.absent)
-    terminal.print("Every number is in", out / "results.md", "and", out / "gpu.json", highlight=False, soft_wrap=True)
+    terminal.print("Every number is in", out / "results.md", "and", out / "gpu.json", soft_wrap=True)
     return report.is_right

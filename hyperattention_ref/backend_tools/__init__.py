@@ -1,0 +1,1 @@
+"""The commands about backends: `backends`, `warmup`, `check-backend`. Needs the extra `report`."""
