@@ -12,6 +12,8 @@
 
 PYTHON ?= python3
 PIP := -m pip --quiet --quiet --disable-pip-version-check
+# A script, a style sheet, a picture or a font with an address.
+OUTSIDE := '(<(script|link|img)[^>]*(src|href)=|@import |url\()["'\'']?(https?:)?//[^ ">)]*'
 SOURCES = $(shell find backends hyperattention_ref proofs_checks -type f -not -name '*.pyc')
 
 .PHONY: verify test models cuda docs lint types wheel clean
@@ -32,6 +34,8 @@ cuda: .venv-cuda/installed
 
 docs: .venv/docs.installed
 	.venv/bin/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+	@! grep -rnoE $(OUTSIDE) --include='*.html' --include='*.css' docs/_build || { \
+	    echo "these load something from the network; pages must work without it" >&2; exit 1; }
 	@echo "built docs/_build/index.html"
 
 lint: .venv/lint.installed
