@@ -34,10 +34,6 @@ class NumbaCPU:
 
         if config.DISABLE_JIT:  # type: ignore[attr-defined]
             return "NUMBA_DISABLE_JIT is set, and its kernels exist only compiled; unset it"
-        try:
-            _kernels()
-        except RuntimeError as error:
-            return f"{error}; compiled code is kept on disk: set NUMBA_CACHE_DIR to a folder that can be written"
         return None
 
     def hash_codes(self, x, planes):
@@ -113,7 +109,7 @@ class NumbaCPU:
     def capped_sums(self, q, k, mask, samples, log_caps, *, scale):
         work = working_dtype(q)
         query_blocks, key_blocks, is_exact, dense = _mask(mask, len(q), len(k))
-        dense = np.ascontiguousarray(dense[:, samples]) if dense.size else dense
+        dense = dense.take(samples, axis=1) if dense.size else dense
         top, total, n_capped = np.empty(len(q), work), np.empty(len(q), work), np.empty(len(q), np.int64)
         run(
             _kernels().capped_rows,
@@ -121,7 +117,7 @@ class NumbaCPU:
             q=_plain(q, work),
             sampled=_plain(k[samples], work),
             factor=work.type(scale * LOG2_E),
-            mask=_kernels().Mask(query_blocks, key_blocks[:, samples], is_exact[samples], dense),
+            mask=_kernels().Mask(query_blocks, key_blocks.take(samples, axis=1), is_exact[samples], dense),
             log_caps=(log_caps * LOG2_E).astype(work),
             tops=top,
             totals=total,
@@ -196,7 +192,7 @@ def _shared(rectangle, k, v, mask):
     is_drawn = ~mask.is_exact[rectangle.sampled_keys]
     n_exact = rectangle.exact_keys.size
     keys = np.concatenate([rectangle.exact_keys, rectangle.sampled_keys[is_drawn]])
-    log_weights, blocks = np.zeros(keys.size), mask.key_blocks[:, keys]
+    log_weights, blocks = np.zeros(keys.size), mask.key_blocks.take(keys, axis=1)  # in C order, for any number of views
     log_weights[n_exact:] = rectangle.log_weights[is_drawn] * LOG2_E
     blocks[:, :n_exact] = -1
     return _kernels().Shared(k[keys], v[keys], log_weights.astype(k.dtype), blocks)

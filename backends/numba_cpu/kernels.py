@@ -26,7 +26,6 @@ same bits.
 from __future__ import annotations
 
 import math
-import os
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
@@ -34,13 +33,9 @@ import numpy as np
 from llvmlite import ir
 from numba import config, njit, types
 from numba.core import cgutils
-from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, overload
 
-# A fork waits until no thread compiles: its child would inherit the compiler's lock, and wait for ever.
-if hasattr(os, "register_at_fork"):
-    _let_go = global_compiler_lock.release
-    os.register_at_fork(before=global_compiler_lock.acquire, after_in_parent=_let_go, after_in_child=_let_go)
+from .compile_cache import CompileCache
 
 LANES = 64
 """Queries in a tile: four vectors of AVX-512 in float32."""
@@ -54,9 +49,15 @@ LN_2 = math.log(2)
 
 _FAST = {"contract", "nsz"}  # no more: "nnan", "ninf" and "reassoc" would let the compiler remove what guards exp2
 _OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-kernel = njit(cache=True, **_OPTIONS)  # what the backend calls; everything else becomes part of these
 compiled = njit(**_OPTIONS)
 vectorised = njit(fastmath=_FAST, **_OPTIONS)
+
+
+def kernel(function):
+    """What the backend calls, kept on disk; everything else becomes part of these."""
+    dispatcher = compiled(function)
+    dispatcher._cache = CompileCache(function)
+    return dispatcher
 
 
 def instruction_set() -> tuple[int, bool]:

@@ -99,7 +99,8 @@ def with_bug(name):
     source = Path(kernels.__file__).read_text(encoding="utf-8")
     assert source.count(right) == 1, f"{right!r} must occur once"
     module = types.ModuleType("kernels_with_a_bug")
-    code = source.replace(right, wrong).replace("cache=True", "cache=False")
+    module.__package__ = kernels.__package__
+    code = source.replace(right, wrong).replace("dispatcher._cache = CompileCache(function)", "pass")
     exec(compile(code, f"kernels with the bug {name!r}", "exec"), module.__dict__)
     return module
 
