@@ -18,12 +18,14 @@ NEEDED = ("typer", "rich", "matplotlib", "jinja2", "joblib", "threadpoolctl", "p
 USAGE = """\
 usage: hyperattention [-h] [--version] COMMAND [OPTIONS]
 
-  verify     check the paper, statement by statement, and write a report
-  measure    measure real attention maps
-  capture    keep the queries, keys and values of a model
-  bench      time HyperAttention on this machine
-  bench-gpu  time the GPU backends on this machine's GPU
-  backends   list the known backends and say of each whether it can run here
+  verify         check the paper, statement by statement, and write a report
+  measure        measure real attention maps
+  capture        keep the queries, keys and values of a model
+  bench          time HyperAttention on this machine
+  bench-gpu      time the GPU backends on this machine's GPU
+  backends       list the known backends and say of each whether it can run here
+  warmup         compile the kernels of the numba backend, so that no call has to
+  check-backend  check a backend with the conformance suite
 
 hyperattention COMMAND -h shows the options of a command.
 """

@@ -18,6 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -53,7 +54,13 @@ class Conformance(Result):
     worst_ratio: float
 
 
-def check_backend(backend, *, max_examples: int = 100, seed: int = 0) -> Conformance:
+def check_backend(
+    backend,
+    *,
+    max_examples: int = 100,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda operation, finished, total: None,
+) -> Conformance:
     """Judge a backend on arrays and plans that Hypothesis makes.
 
     Parameters
@@ -61,6 +68,7 @@ def check_backend(backend, *, max_examples: int = 100, seed: int = 0) -> Conform
     backend : a name or an instance.
     max_examples : examples for each operation.
     seed : the same seed makes the same examples.
+    progress : called after each example with the operation, how many examples are finished, and how many there are.
 
     Returns
     -------
@@ -77,8 +85,13 @@ def check_backend(backend, *, max_examples: int = 100, seed: int = 0) -> Conform
         "attention_sums": (sums_inputs(), _check_arithmetic),
         "transposed_attention": (transposed_inputs(), _check_arithmetic),
     }
-    for examples, check in operations.values():
-        _for_all(examples, lambda example, check=check: ratios.append(check(backend, example)), max_examples, seed)
+
+    def judge(operation: str, check: Callable, example) -> None:
+        ratios.append(check(backend, example))
+        progress(operation, len(ratios), len(operations) * max_examples)
+
+    for operation, (examples, check) in operations.items():
+        _for_all(examples, partial(judge, operation, check), max_examples, seed)
     return Conformance(backend.name, tuple(operations), len(ratios), max(ratios))
 
 
