@@ -103,7 +103,10 @@ class CudaBackend:
             if self.exact and plan.is_causal:
                 leaves = {head.leaves for head in plan.heads}
                 if len(leaves) > 1:
-                    raise ValueError(f"the exact primitive {self.exact.name!r} needs one set of leaves for all heads")
+                    raise ValueError(
+                        f"the exact primitive {self.exact.name!r} needs one set of leaves for all heads, and those of "
+                        f"the plan have {len(leaves)}: leave `exact` out, or pass heads of one set at a time"
+                    )
                 leaf_results = self._by_primitive(self.exact, arrays, leaves.pop(), scale)
             tables = self._uploaded(plan, lambda: plan_tables(plan, leaves=not leaf_results))
             return self._attend(arrays, tables, scale, leaf_results=leaf_results)
@@ -277,7 +280,7 @@ class CudaBackend:
         else:
             reason = primitive.obstacle(q, k, v, is_causal=False, scale=scale)
         if reason:
-            raise ValueError(f"the exact primitive {primitive.name!r} cannot run: {reason}")
+            raise ValueError(f"the exact primitive {primitive.name!r} cannot run: {reason}; leave `exact` out")
         if leaves:
             return leaves_attention(primitive, q, k, v, leaves, scale=scale)
         return primitive(q, k, v, scale=scale, is_causal=False)

@@ -54,7 +54,7 @@ class TorchOperator(ABC):
 
     def __call__(self, q, k, v, *, scale, is_causal):
         if reason := self.obstacle(q, k, v, is_causal=is_causal, scale=scale):
-            raise ValueError(f"the exact primitive {self.name!r} cannot run: {reason}")
+            raise ValueError(f"the exact primitive {self.name!r} cannot run: {reason}; use another")
         import torch
 
         merged: Any = _merged_heads(q, k, v)  # not None: there is no obstacle

@@ -1,4 +1,4 @@
-"""Compiling: kernels are kept on disk, or in memory alone where that fails; a word is said before the first compiles."""
+"""Compiling: kernels are kept on disk, or in memory where that fails; a word is said before the first compiles."""
 
 from __future__ import annotations
 

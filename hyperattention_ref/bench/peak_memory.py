@@ -35,7 +35,10 @@ def peak_memory(settings: BenchSettings, n: int, contestant: Contestant) -> int:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | RETURN_MEMORY)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ChildProcessError(f"measuring the memory of {contestant.name} ended with code {done.returncode}: {last}")
+        raise ChildProcessError(
+            f"measuring the memory of {contestant.name} at n = {n} ended with code {done.returncode}: {last}; if there "
+            "was too little memory, name smaller --n"
+        )
     return int(done.stdout.splitlines()[-1])
 
 

@@ -92,6 +92,12 @@ class Backend(Protocol):
         """
 
 
+def missing_members(x) -> list[str]:
+    """What an object lacks to be a Backend."""
+    members = [*Backend.__annotations__, *(name for name in vars(Backend) if not name.startswith("_"))]
+    return [name for name in dict.fromkeys(members) if not hasattr(x, name)]
+
+
 def each_head(plan_or_none, *arrays):
     """Iterate over heads in row-major order: the index, the HeadPlan (or None) and the (n, d) arrays of the head."""
     for h, index in enumerate(np.ndindex(arrays[0].shape[:-2])):

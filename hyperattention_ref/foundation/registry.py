@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from hyperattention_ref.foundation.backend import Backend
+from hyperattention_ref.foundation.backend import Backend, missing_members
 from hyperattention_ref.foundation.memory import device_kind, library_of
 
 ENTRY_POINT_GROUP = "hyperattention_ref.backends"
@@ -72,11 +72,14 @@ def select(backend, query, default: str | None = None) -> Backend:
         return get_backend(on_gpu if device_kind(query) else "numba")
     if isinstance(backend, str):
         return get_backend(backend)
-    if isinstance(backend, Backend) and not isinstance(backend, type):
-        if reason := backend.unavailable():
-            raise ValueError(f"backend {backend.name!r} cannot run here: {reason}")
-        return backend
-    raise TypeError(f"backend is {backend!r}; it must be None, a name or an object with the attributes of Backend")
+    need = f"backend is {backend!r}; it must be None, a name or an object with the attributes of Backend"
+    if isinstance(backend, type):
+        raise TypeError(f"{need}, not a class: pass an instance, {backend.__name__}()")
+    if absent := missing_members(backend):
+        raise TypeError(f"{need}: it lacks {', '.join(absent)}")
+    if reason := backend.unavailable():
+        raise ValueError(f"backend {backend.name!r} cannot run here: {reason}")
+    return backend
 
 
 @cache
@@ -88,6 +91,8 @@ def _instance(kind: type) -> Any:
 def _try_load(point: EntryPoint) -> tuple[Any, str | None]:
     try:
         backend = _instance(point.load())
+        if absent := missing_members(backend):
+            return None, f"{point.value} lacks {', '.join(absent)}, which Backend has"
         return backend, backend.unavailable()
     except Exception as error:  # a broken plug-in must not disable the others; its error is reported instead
         return None, f"{type(error).__name__}: {error}"

@@ -71,6 +71,8 @@ def best_key_shift(q, log_unmasked, *, scale=None) -> KeyShift:
     cost = np.r_[np.zeros(q.shape[1]), 1.0, -1.0]
     result = linprog(cost, A_ub=np.vstack([upper, lower]), b_ub=np.r_[-r, r], bounds=(None, None), method="highs")
     if not result.success:
-        raise ValueError(f"the linear program for the key shift was not solved: {result.message}")
+        raise ValueError(
+            f"the linear program for the key shift of {len(q)} rows was not solved ({result.message}); pass fewer rows"
+        )
     shift = result.x[:-2] / unit
     return KeyShift(float(np.ptp(r + x @ shift)), shift)

@@ -19,9 +19,11 @@ BAD_INPUT = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 def refuse(reason) -> NoReturn:
     """End with exit code 2 and one line that says why."""
-    if isinstance(reason, OSError) and reason.strerror:
+    if isinstance(reason, OSError) and reason.strerror:  # writing to a full disk does not name the file
         reason = f"{reason.filename}: {reason.strerror}" if reason.filename else reason.strerror
-    print(f"hyperattention: {printable(str(reason))}", file=sys.stderr)
+    if isinstance(reason, MemoryError):
+        reason = f"not enough memory {reason}; take fewer tokens or heads, or fewer --jobs"
+    print("hyperattention:", printable(" ".join(str(reason).splitlines())), file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -35,13 +37,13 @@ def interruptible(kept: str) -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def numbers(text: str | None) -> list[int] | None:
-    """Numbers from zero, as in 0,1,5; None for None."""
+def numbers(option: str, text: str | None) -> list[int] | None:
+    """The numbers from zero of an option, as in 0,1,5; None for None."""
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"{text!r} is no list of numbers from zero, such as 0,1,5")
+        raise ValueError(f"{option} is {text!r}; it must be numbers from zero with commas between them, such as 0,1,5")
     return [int(part) for part in parts]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,7 +68,7 @@ def measure(
             backend=backend,
         )
         with interruptible(f"finished heads are in {out}; the same command goes on there"), maps as file:
-            run(file, out, settings, console(190), layers=numbers(layers), heads=numbers(heads), n_jobs=jobs)
+            run(file, out, settings, console(190), **_chosen(layers, heads), n_jobs=jobs)
     except BAD_INPUT as error:
         refuse(error)
 
@@ -88,12 +88,16 @@ def capture(
 
     try:
         with interruptible(f"{out} was not written; the same command starts again"):
-            file = capture_text(model, text, out, n=n, layers=numbers(layers), heads=numbers(heads), overwrite=force)
+            file = capture_text(model, text, out, n=n, overwrite=force, **_chosen(layers, heads))
         with MapFile(file) as maps:
             tokens = maps.tokens(maps.layers[0])
             print(f"{out}: {len(maps)} heads of {len(maps.layers)} layers, {tokens} tokens")
     except BAD_INPUT as error:
         refuse(error)
+
+
+def _chosen(layers: str | None, heads: str | None) -> dict[str, Any]:
+    return {"layers": numbers("--layers", layers), "heads": numbers("--heads", heads)}
 
 
 def add_to(cli: typer.Typer) -> None:

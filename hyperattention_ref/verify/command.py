@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -40,8 +41,9 @@ def _in_range(epsilon: float) -> float:
 def _folder(out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
     except OSError as error:
-        raise typer.BadParameter(f"{out} cannot be made a folder ({error.strerror}); name another") from None
+        raise typer.BadParameter(f"{out} cannot hold the report ({error.strerror}); name another folder") from None
     return out
 
 

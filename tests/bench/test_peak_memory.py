@@ -21,5 +21,7 @@ def test_peak_memory_is_that_of_the_call_in_a_process_of_its_own():
 
 def test_a_process_that_dies_is_an_error_that_says_how(monkeypatch):
     monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-9, stderr=""))
-    with pytest.raises(ChildProcessError, match="numpy: exact ended with code -9: no message"):
+    with pytest.raises(
+        ChildProcessError, match="numpy: exact at n = 64 ended with code -9: no message; .* smaller --n"
+    ):
         memory.peak_memory(SMALL, 64, Contestant("numpy", EXACT))

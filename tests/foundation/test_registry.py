@@ -91,6 +91,21 @@ def test_backend_must_be_a_name_or_an_instance(wrong):
         hr.make_plan(q, k, backend=wrong)
 
 
+def test_what_a_backend_lacks_is_named(monkeypatch):
+    class Half:
+        name = "half"
+        hash_codes = exact_attention = planned_attention = attention_sums = None
+
+    lacks = "lacks unavailable, transposed_attention, capped_sums"
+    with pytest.raises(TypeError, match=f"backend is .*Half.*: it {lacks}$"):
+        hr.exact_attention(*heads(), backend=Half())
+    with pytest.raises(TypeError, match=r"not a class: pass an instance, Mine\(\)"):
+        hr.exact_attention(*heads(), backend=Mine)
+    point = EntryPoint("half", "collections:OrderedDict", backends.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
+    assert hr.backend_status()["half"].startswith("collections:OrderedDict lacks name, unavailable, hash_codes, ")
+
+
 def test_none_picks_numba_and_an_instance_is_obeyed():
     q, k, v = heads()
     np.testing.assert_array_equal(hr.exact_attention(q, k, v), hr.exact_attention(q, k, v, backend="numba"))

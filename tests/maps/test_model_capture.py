@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import hyperattention_ref as hr
+from hyperattention_ref.maps import model_capture
 from hyperattention_ref.maps.map_file import MapFile
 from hyperattention_ref.maps.model_capture import NAME, capture, capture_text, capturing
 from hyperattention_ref.maps.sample_heads import load_sample_heads
@@ -455,6 +456,14 @@ def test_a_text_file_is_captured_by_the_models_own_tokenizer(minilm_folder, mini
             assert read.name == expected.name
             assert np.array_equal(read.query, expected.query)
             assert read.query.shape == (32, 32)
+
+
+def test_a_text_in_another_encoding_is_refused_by_name(monkeypatch, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes("un caf\xe9 noir".encode("latin-1"))
+    monkeypatch.setattr(model_capture, "_libraries", lambda: (None, None))
+    with pytest.raises(ValueError, match=r"text\.txt is no text in UTF-8 \(byte 6 is 0xe9\); save it in UTF-8"):
+        capture_text("model", text, tmp_path / "maps.npz")
 
 
 def test_a_text_that_is_too_long_or_too_short_is_refused(minilm_folder, tmp_path):

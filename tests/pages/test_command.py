@@ -15,7 +15,9 @@ from hyperattention_ref.pages.command import console, numbers, refuse
         (OSError(errno.ENOENT, "No such file or directory", "maps.npz"), "maps.npz: No such file or directory"),
         (OSError("no archive"), "no archive"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-        (ValueError("two\nlines of \x1b[31mred\u202e, ñ 漢"), "two\\nlines of \\x1b[31mred\\u202e, ñ 漢"),
+        (ValueError("two\nlines of \x1b[31mred\u202e, ñ 漢"), "two lines of \\x1b[31mred\\u202e, ñ 漢"),
+        (ValueError("one\ntwo"), "one two"),
+        (MemoryError("for 3 GiB"), "not enough memory for 3 GiB; take fewer tokens or heads, or fewer --jobs"),
     ],
 )
 def test_a_refusal_is_one_line_and_exit_code_2(capsys, reason, line):
@@ -26,14 +28,14 @@ def test_a_refusal_is_one_line_and_exit_code_2(capsys, reason, line):
 
 
 def test_numbers_are_separated_by_commas():
-    assert numbers(None) is None
-    assert numbers("0, 3,11") == [0, 3, 11]
+    assert numbers("--heads", None) is None
+    assert numbers("--heads", "0, 3,11") == [0, 3, 11]
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "-1", "1.5", "1 2"])
 def test_what_is_no_list_of_numbers_is_refused(text):
-    with pytest.raises(ValueError, match="is no list of numbers from zero, such as 0,1,5"):
-        numbers(text)
+    with pytest.raises(ValueError, match=r"--heads is '.*'; it must be numbers from zero .* such as 0,1,5"):
+        numbers("--heads", text)
 
 
 def test_a_pipe_has_the_width_that_the_tables_need_and_columns_overrides_it(monkeypatch):

@@ -105,7 +105,7 @@ def refused(result, out, *words):
     [
         (("--layers", "7"), ("layer 7 is not in", "[0, 3]")),
         (("--heads", "5"), ("head 5 is in none",)),
-        (("--layers", "a"), ("no list of numbers",)),
+        (("--layers", "a"), ("--layers is 'a'", "such as 0,1,5")),
         (("--recipes", "paper,best"), ("recipe 'best' is unknown", "window_sinks")),
         (("--recipes", ""), ("recipe '' is unknown",)),
         (("--n", "161"), ("n is 161 and L0H0 has 160 tokens",)),

@@ -147,7 +147,7 @@ def test_an_out_that_cannot_be_a_folder_is_refused_before_the_work(no_work, tmp_
     (tmp_path / "file").write_text("precious")
     result = invoke("verify", "--out", tmp_path / place, COLUMNS="300")
     assert result.exit_code == 2
-    assert "cannot be made a folder" in result.output
+    assert "cannot hold the report" in result.output
     assert "Traceback" not in result.output
     assert (tmp_path / "file").read_text() == "precious"
     assert no_work == []
