@@ -10,6 +10,7 @@ import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from numba import config
 from numba.core.caching import FunctionCache, NullCache
@@ -33,10 +34,11 @@ class CompileCache:
 
     def __init__(self, function):
         try:
-            self.disk = FunctionCache(function)
+            self.disk: Any = FunctionCache(function)
         except RuntimeError:
             self.disk = NullCache()
-            warn_once(config.CACHE_DIR or str(Path(__file__).parent / "__pycache__"), "neither there nor elsewhere")
+            folder = config.CACHE_DIR or str(Path(__file__).parent / "__pycache__")  # type: ignore[attr-defined]
+            warn_once(folder, "nor in any other folder that Numba tries")
 
     @property
     def cache_path(self) -> str | None:
