@@ -124,6 +124,17 @@ def test_a_refusal_can_name_any_file():
     assert result.stderr == b"hyperattention: /no/caf?.npz: No such file or directory\n"
 
 
+def test_a_reader_who_has_enough_is_no_error(tmp_path):
+    command = [sys.executable, "-c", SMALL_VERIFY, "verify", "--n", "64", "--trials", "1", "--out", tmp_path]
+    running = subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True)
+    running.stdout.close()
+    error = running.stderr.read()
+    assert running.wait(timeout=120) == 1
+    running.stderr.close()
+    assert [line for line in error.splitlines() if not line[0].isdigit()] == []  # the progress alone
+    assert (tmp_path / "report.html").exists()
+
+
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 INTERRUPTED = {

@@ -19,6 +19,8 @@ BAD_INPUT = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 def refuse(reason) -> NoReturn:
     """End with exit code 2 and one line that says why."""
+    if isinstance(reason, BrokenPipeError):  # who reads the output, such as head, has enough: no fault, and Typer ends
+        raise reason
     if isinstance(reason, OSError) and reason.strerror:  # writing to a full disk does not name the file
         reason = f"{reason.filename}: {reason.strerror}" if reason.filename else reason.strerror
     if isinstance(reason, MemoryError):

@@ -21,7 +21,6 @@ def test_peak_memory_is_that_of_the_call_in_a_process_of_its_own():
 
 def test_a_process_that_dies_is_an_error_that_says_how(monkeypatch):
     monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-9, stderr=""))
-    with pytest.raises(
-        ChildProcessError, match="numpy: exact at n = 64 ended with code -9: no message; .* smaller --n"
-    ):
+    words = r"numpy: exact at n = 64 ended with code -9: no message; .* smaller --n"
+    with pytest.raises(ChildProcessError, match=words):
         memory.peak_memory(SMALL, 64, Contestant("numpy", EXACT))
