@@ -57,7 +57,7 @@ def without_extra(arguments: list[str], missing: list[str]) -> int:
         print(USAGE, end="")
     else:
         lacks = f"the command line needs {', '.join(missing)}, which this installation lacks"
-        print(f"hyperattention: {lacks}; {install('report')}", file=sys.stderr)
+        print(f"hyperattention: {lacks}; install it with: {install('report')}", file=sys.stderr)
         return 2
     return 0
 

@@ -74,7 +74,8 @@ def _peak() -> int:
 
 
 def _status(name: str) -> int:
-    lines = dict(line.split(":", 1) for line in (PROC / "status").read_text().splitlines())
+    text = (PROC / "status").read_text(encoding="utf-8", errors="replace")
+    lines = dict(line.split(":", 1) for line in text.splitlines())
     return 1024 * int(lines[name].split()[0])
 
 
