@@ -12,7 +12,7 @@ from rich.text import Text
 
 import hyperattention_ref as hr
 from hyperattention_ref.foundation.inputs import count
-from hyperattention_ref.foundation.registry import ENTRY_POINT_GROUP, select
+from hyperattention_ref.foundation.registry import ENTRY_POINT_GROUP, get_backend, select
 from hyperattention_ref.pages.command import BAD_INPUT, console, interruptible, refuse
 from hyperattention_ref.pages.progress import progress_bar
 from hyperattention_ref.pages.wording import number
@@ -32,6 +32,10 @@ def backends() -> None:
 
 def warmup() -> None:
     """Compile the kernels of the numba backend for float32 and float64, so that no call has to."""
+    try:
+        get_backend("numba")
+    except ValueError as error:
+        refuse(error)
     from hyperattention_ref.backends.numba_cpu import kernels
     from hyperattention_ref.backends.numba_cpu.warmup import warm_up
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 import hyperattention_ref as hr
 from hyperattention_ref import cli
 from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
-from hyperattention_ref.backends.numba_cpu import warmup
+from hyperattention_ref.backends.numba_cpu import NumbaCPU, warmup
 
 
 class Wrong(BlockedNumpy):
@@ -50,6 +50,13 @@ def test_warmup_shows_each_step_and_where_the_code_is(monkeypatch):
     first, second, last = result.output.splitlines()
     assert (first, second) == ("hash_codes, float32: 8.1 s", "capped_sums, float64: 0.0 s")
     assert last.startswith("ready after 0 s; the compiled code is kept in /")
+
+
+def test_warmup_says_why_numba_cannot_run(monkeypatch):
+    monkeypatch.setattr(NumbaCPU, "unavailable", lambda self: "compiling is switched off")
+    result = invoke("warmup")
+    assert result.exit_code == 2
+    assert "backend 'numba' cannot run here: compiling is switched off" in result.stderr
 
 
 def test_a_backend_that_passes_gets_its_figures():
