@@ -32,8 +32,14 @@ from hyperattention_ref.maps.metadata import FileFacts, LayerFacts
 PARTS = ("query", "key", "value")
 REQUIREMENT = "it must hold `query`, `key` and `value` of shape (heads, n, d) or (n, d), or be written by `capture`"
 NO_MAPS, NOT_WRITTEN = "holds no attention maps", "is not written"
-KINDS = {"is_causal": ("b", "bool"), "layer": ("iu", "an integer type"), "head": ("iu", "an integer type")}
-KINDS["scale"] = ("iuf", "a real type")
+MOST_HEADS = 2**16
+"""In a file of plain arrays; more are a mistake in its axes, and would take long to list."""
+KINDS = {
+    "is_causal": ("b", "bool"),
+    "layer": ("iu", "an integer type"),
+    "head": ("iu", "an integer type"),
+    "scale": ("iuf", "a real type"),
+}
 """Of the optional plain arrays: the kinds of their dtypes, and what these are called."""
 
 
@@ -126,9 +132,9 @@ class MapFile(AbstractContextManager):
                 self.model, self.source = facts.model, facts.source
                 self._locations = self._plain() if text is None else self._captured(facts)
             self._stack = stack.pop_all()
-        self._heads: dict[int, tuple[int, ...]] = {}
+        self._heads: dict[int, list[int]] = {}
         for layer, head in sorted(self._locations):
-            self._heads[layer] = (*self._heads.get(layer, ()), head)
+            self._heads.setdefault(layer, []).append(head)
 
     def __exit__(self, kind, error, trace) -> None:
         self.close()
@@ -147,8 +153,8 @@ class MapFile(AbstractContextManager):
     def heads(self, layer: int) -> tuple[int, ...]:
         """Numbers of the layer's heads in the file, ascending."""
         if layer not in self._heads:
-            raise ValueError(f"layer {layer!r} is not in {self.path}; it holds the layers {list(self.layers)}")
-        return self._heads[layer]
+            raise ValueError(f"layer {layer!r} is not in {self.path}; it holds the layers {list(self.layers)!s:.300}")
+        return tuple(self._heads[layer])
 
     def tokens(self, layer: int) -> int:
         """Number of the layer's queries n, known without reading the arrays."""
@@ -178,8 +184,8 @@ class MapFile(AbstractContextManager):
 
     def _location(self, layer: int, head: int, n: int | None) -> _Location:
         """Where a head is, after a check that it is there and has n tokens."""
-        if head not in self.heads(layer):
-            available = list(self.heads(layer))
+        if (layer, head) not in self._locations:
+            available = f"{list(self.heads(layer))!s:.300}"
             raise ValueError(f"head {head!r} of layer {layer} is not in {self.path}; it holds the heads {available}")
         location = self._locations[layer, head]
         if n is not None:
@@ -208,6 +214,8 @@ class MapFile(AbstractContextManager):
     def _plain(self) -> dict[tuple[int, int], _Location]:
         """The table of contents of a file of plain arrays."""
         n_heads, n_keys = self._head_counts("it", PARTS, is_causal=False)
+        if n_heads > MOST_HEADS:
+            raise ValueError(f"query has {n_heads} heads; at most {MOST_HEADS} are read from a file: split it")
         d = self._archive.members["query"].shape[-1]
         facts = {
             "layer": self._per_head("layer", n_heads, 0),

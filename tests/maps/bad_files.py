@@ -148,6 +148,7 @@ NPZ = {
     "integer query": (plain(query=np.ones((2, 5, 3), int)), "has dtype int64"),
     "record query": (plain(query=np.zeros((2, 5), "f4,f4,f4")), "has dtype [("),
     "no key": (plain(key=None), "lacks key"),
+    "70000 heads": (plain(**dict.fromkeys(PARTS, np.ones((70_000, 1, 1), np.float16))), "query has 70000 heads; at"),
     "five axes": (plain(query=np.ones((1, 1, 2, 5, 3))), "has shape (1, 1, 2, 5, 3)"),
     "an empty query": (plain(query=np.ones((2, 0, 3))), "not empty"),
     # the text of captured files

@@ -41,7 +41,7 @@ def test_the_table_is_as_long_as_it_must_be():
     assert len(ROWS) >= 120
 
 
-@pytest.mark.parametrize("count", [700, pytest.param(30000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [700, pytest.param(10000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["captured", "plain"])
 @ending
 def test_a_corrupted_file_gives_right_shaped_finite_arrays_or_is_refused(tmp_path, ending, kind, count):
