@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import subprocess
 import sys
 import tracemalloc
 
@@ -250,14 +249,14 @@ def test_the_same_plan_gives_the_same_bits(is_causal, dtype):
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_a_seed_gives_the_same_bits_in_another_process(is_causal, tmp_path):
+def test_a_seed_gives_the_same_bits_in_another_process(run_python, is_causal, tmp_path):
     code = (
         "import hashlib, numpy as np, hyperattention_ref as hr;"
         "q, k, v = np.random.default_rng(0).standard_normal((3, 2, 60, 4)).astype('f4');"
         f"out = hr.hyper_attention(q, k, v, is_causal={is_causal}, block_size=7, sample_size=9, min_seq_len=8, rng=3);"
         "print(hashlib.sha256(out.tobytes()).hexdigest())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = run_python(code, cwd=tmp_path)
     q, k, v = np.random.default_rng(0).standard_normal((3, 2, 60, 4)).astype("f4")
     options = {"is_causal": is_causal, "block_size": 7, "sample_size": 9, "min_seq_len": 8}
     here = hyper_attention(q, k, v, rng=3, **options)
@@ -389,7 +388,7 @@ def test_memory_grows_linearly_with_n():
 
 
 @pytest.mark.slow
-def test_memory_at_32768_tokens_stays_below_200_mb(tmp_path):
+def test_memory_at_32768_tokens_stays_below_200_mb(run_python, tmp_path):
     """Peak resident size above import, inputs included."""
     code = (
         "import resource, numpy as np, hyperattention_ref as hr\n"
@@ -399,7 +398,7 @@ def test_memory_at_32768_tokens_stays_below_200_mb(tmp_path):
         "hr.hyper_attention(q, k, v, block_size=256, sample_size=256, rng=0)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = run_python(code, cwd=tmp_path)
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(done.stdout) * unit < 200 * 10**6
     assert peak_of(32768) < 200 * 10**6

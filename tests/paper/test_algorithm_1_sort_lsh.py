@@ -1,8 +1,5 @@
 """Algorithm 1: sortLSH."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -98,13 +95,13 @@ def test_a_generator_is_used_and_advanced():
     np.testing.assert_array_equal(first.toarray(), sort_lsh(q, k, 4, rng=5).toarray())
 
 
-def test_a_seed_gives_the_same_mask_in_another_process(tmp_path):
+def test_a_seed_gives_the_same_mask_in_another_process(run_python, tmp_path):
     code = (
         "import numpy as np, hyperattention_ref as hr;"
         "q, k = np.random.default_rng(0).standard_normal((2, 50, 4));"
         "mask = hr.sort_lsh(q, k, 7, rng=11); print(mask.query_order.tolist(), mask.key_order.tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = run_python(code, cwd=tmp_path)
     q, k = np.random.default_rng(0).standard_normal((2, 50, 4))
     mask = sort_lsh(q, k, 7, rng=11)
     assert done.stdout.split("\n")[0] == f"{mask.query_order.tolist()} {mask.key_order.tolist()}"

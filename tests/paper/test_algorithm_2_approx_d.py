@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -251,7 +249,7 @@ def test_seeds_reproduce_differ_and_advance_a_generator():
     assert not np.array_equal(run(None).samples, run(None).samples)
 
 
-def test_a_seed_gives_the_same_result_in_another_process(tmp_path):
+def test_a_seed_gives_the_same_result_in_another_process(run_python, tmp_path):
     code = (
         "import numpy as np, hyperattention_ref as hr;"
         "q, k = np.random.default_rng(0).standard_normal((2, 30, 4));"
@@ -259,10 +257,7 @@ def test_a_seed_gives_the_same_result_in_another_process(tmp_path):
         "r = hr.approx_d(q, k, mask, kappa=9, epsilon=0.5, m=20, rescale_rows=True, rng=7);"
         "print(r.log_d.tobytes().hex(), r.subset.tolist(), r.samples.tolist())"
     )
-    outputs = {
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    }
+    outputs = {run_python(code, cwd=tmp_path).stdout for _ in range(2)}
     q, k = np.random.default_rng(0).standard_normal((2, 30, 4))
     r = approx_d(q, k, hr.sort_lsh(q, k, 5, rng=1), kappa=9, epsilon=0.5, m=20, rescale_rows=True, rng=7)
     assert outputs == {f"{r.log_d.tobytes().hex()} {r.subset.tolist()} {r.samples.tolist()}\n"}

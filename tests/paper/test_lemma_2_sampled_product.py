@@ -1,8 +1,6 @@
 """Lemma 2: the sampled matrix product."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -135,7 +133,7 @@ def test_many_samples_come_close():
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.3)
 
 
-def test_seeds_reproduce_also_in_another_process(tmp_path):
+def test_seeds_reproduce_also_in_another_process(run_python, tmp_path):
     v = values(20)
     sample = row_norm_sample(v, 9, 4)
     np.testing.assert_array_equal(sample.indices, row_norm_sample(v, 9, np.random.default_rng(4)).indices)
@@ -145,7 +143,7 @@ def test_seeds_reproduce_also_in_another_process(tmp_path):
         "v = np.random.default_rng(0).standard_normal((20, 3));"
         "s = hr.row_norm_sample(v, 9, 4); print(s.indices.tolist(), s.weights.tobytes().hex())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = run_python(code, cwd=tmp_path)
     assert done.stdout == f"{sample.indices.tolist()} {sample.weights.tobytes().hex()}\n"
 
 

@@ -1,8 +1,6 @@
 """make_plan with the paper's recipe."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -69,7 +67,7 @@ def test_without_a_seed_every_plan_is_another():
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_a_seed_gives_the_same_plan_in_another_process(tmp_path, is_causal):
+def test_a_seed_gives_the_same_plan_in_another_process(run_python, tmp_path, is_causal):
     path = tmp_path / "plan.npz"
     code = (
         "import numpy as np, hyperattention_ref as hr;"
@@ -77,7 +75,7 @@ def test_a_seed_gives_the_same_plan_in_another_process(tmp_path, is_causal):
         f"plan = hr.make_plan(q, k, is_causal={is_causal}, block_size=7, sample_size=9, min_seq_len=12, rng=11);"
         f"plan.save({str(path)!r})"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    run_python(code, cwd=tmp_path)
     q, k = np.random.default_rng(0).standard_normal((2, 2, 50, 4))
     plan = hr.make_plan(q, k, is_causal=is_causal, block_size=7, sample_size=9, min_seq_len=12, rng=11)
     assert arrays_equal(plan, hr.Plan.load(path))

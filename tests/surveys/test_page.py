@@ -93,7 +93,9 @@ def test_figures_do_not_depend_on_the_users_matplotlib(surveyed, tmp_path):
     ]
     environment = {"MATPLOTLIBRC": str(tmp_path), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     command += [*OPTIONS, "--out", tmp_path / "out"]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, cwd=tmp_path, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in out.glob("*.png"))
     assert names

@@ -1,7 +1,6 @@
 """`hyperattention verify`: exit codes, one clear error for bad arguments, and files only where asked."""
 
 import errno
-import subprocess
 import sys
 from types import ModuleType
 
@@ -154,10 +153,9 @@ def test_an_out_that_cannot_be_a_folder_is_refused_before_the_work(no_work, tmp_
 
 
 @pytest.mark.slow
-def test_quick_verify_ends_well_from_the_shell(tmp_path):
+def test_quick_verify_ends_well_from_the_shell(run_process, tmp_path):
     command = [sys.executable, "-W", "error", "-c", "from hyperattention_ref.cli import main; main()"]
-    result = subprocess.run([*command, "verify", "--quick", "--out", tmp_path], capture_output=True, text=True)
-    assert result.returncode == 0
+    result = run_process([*command, "verify", "--quick", "--out", tmp_path], timeout=1800)
     shown = [line.split("  ")[1].partition(",")[0] for line in result.stderr.splitlines()]
     assert shown == [*proofs_checks.STATEMENTS, "real heads"]
     assert "outcomes are as expected" in result.stdout

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
@@ -485,10 +484,10 @@ def test_backend_that_cannot_run_is_refused():
         check_backend("nobody")
 
 
-def test_missing_hypothesis_is_one_clear_error():
+def test_missing_hypothesis_is_one_clear_error(run_python):
     code = "import sys; sys.modules['hypothesis'] = None; from hyperattention_ref.backends import conformance as c; "
     code += "c.check_backend"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_python(code, check=False)
     message = "the conformance suite needs Hypothesis; install it with: pip install hypothesis"
     assert done.stderr.splitlines()[-1] == f"ImportError: {message}"
 

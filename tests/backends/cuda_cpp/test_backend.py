@@ -1,7 +1,6 @@
 """The launcher of the backend `cupy`: what it refuses, which path it takes; on a GPU, the whole of it."""
 
 import math
-import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -35,9 +34,9 @@ def call(backend, arrays, **changes):
 # --- Without a GPU ---------------------------------------------------------------------------------------------------
 
 
-def test_importing_the_backend_imports_neither_cupy_nor_torch(tmp_path):
+def test_importing_the_backend_imports_neither_cupy_nor_torch(run_python, tmp_path):
     code = "import sys, hyperattention_ref.backends.cuda_cpp as b; b.CupyBackend(); print('cupy' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = run_python(code, cwd=tmp_path)
     assert result.stdout.split() == ["False"], result.stderr
 
 

@@ -2,8 +2,6 @@
 
 import inspect
 import re
-import subprocess
-import sys
 
 import ml_dtypes
 import numpy as np
@@ -38,9 +36,9 @@ def test_the_reason_names_what_is_missing_and_every_call_gives_it():
 
 
 @without_gpu
-def test_importing_cupy_and_asking_for_the_backends_needs_no_gpu():
+def test_importing_cupy_and_asking_for_the_backends_needs_no_gpu(run_python):
     code = "import cupy, hyperattention_ref as hr; print(hr.backend_status()['cupy'] is None)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = run_python(code)
     assert result.stdout.split() == ["False"], result.stderr
 
 

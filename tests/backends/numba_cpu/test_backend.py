@@ -60,11 +60,11 @@ def test_without_compilation_the_backend_says_that_it_cannot_run(run_python):
         except ValueError as error:
             print(error)
     """
-    status, error = run_python(script, NUMBA_DISABLE_JIT="1").splitlines()
+    status, error = run_python(script, NUMBA_DISABLE_JIT="1").stdout.splitlines()
     assert status == "NUMBA_DISABLE_JIT is set, and its kernels exist only compiled; unset it"
     assert status in error
     assert "available: reference, numpy" in error
 
 
 def test_import_is_lazy(run_python):
-    assert "False" in run_python("import hyperattention_ref, sys; print('numba' in sys.modules)")
+    assert "False" in run_python("import hyperattention_ref, sys; print('numba' in sys.modules)").stdout

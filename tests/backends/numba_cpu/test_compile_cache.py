@@ -112,7 +112,7 @@ def test_no_folder_at_all_is_one_warning_and_the_kernels_run(run_python):
         print(kernels.make_groups(np.array([0, 1]), np.array([0, 1])).tolist())
     """
     where = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": os.devnull + "/cache"}
-    warning, groups = run_python(script, **where).splitlines()
+    warning, groups = run_python(script, **where).stdout.splitlines()
     assert warning.startswith(f"1 compiled code cannot be kept in {os.devnull}/cache (")
     assert "set NUMBA_CACHE_DIR to a folder that can be written" in warning
     assert groups == "[[0, 1, 0, 1, 1]]"
@@ -134,4 +134,4 @@ WARM_UP = """
 
 
 def test_after_the_warm_up_nothing_is_compiled(run_python):
-    assert run_python(WARM_UP) == "12 9 True []\n"
+    assert run_python(WARM_UP).stdout == "12 9 True []\n"

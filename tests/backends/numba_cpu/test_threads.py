@@ -75,11 +75,11 @@ def test_calls_from_several_threads_at_a_time():
 
 def test_threads_respect_the_setting_and_the_affinity(run_python):
     ask = "from hyperattention_ref.backends.numba_cpu.threads import n_threads; print(n_threads())"
-    assert run_python(ask, NUMBA_NUM_THREADS="1").strip() == "1"
-    assert run_python(f"import numba; numba.set_num_threads(1)\n{ask}").strip() == "1"
+    assert run_python(ask, NUMBA_NUM_THREADS="1").stdout.strip() == "1"
+    assert run_python(f"import numba; numba.set_num_threads(1)\n{ask}").stdout.strip() == "1"
     if hasattr(os, "sched_setaffinity"):
         one_core = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n{ask}"
-        assert run_python(one_core).strip() == "1"
+        assert run_python(one_core).stdout.strip() == "1"
 
 
 def test_an_error_in_a_piece_stops_the_call_and_is_raised(monkeypatch):
@@ -126,7 +126,7 @@ def test_it_computes_after_the_main_thread_has_ended(run_python, late, is_warm):
         {late}
         threading._register_atexit(gate.set)  # once the main thread has ended
     """
-    assert run_python(script).strip() == "2800.0"
+    assert run_python(script).stdout.strip() == "2800.0"
 
 
 FORKS = """
@@ -164,7 +164,7 @@ FORKS = """
 @pytest.mark.parametrize("forks", [8, pytest.param(120, marks=pytest.mark.slow)])
 def test_a_child_that_is_forked_while_other_threads_compute_does_not_hang(run_python, forks):
     script = FORKS.replace("N_FORKS", str(forks))
-    assert run_python(script).split() == ["0"] * forks
+    assert run_python(script).stdout.split() == ["0"] * forks
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_a_child_that_is_forked_while_another_thread_compiles_does_not_hang(run_
             os._exit(int(work()[0][0, 0]) - 1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    assert run_python(script, NUMBA_CACHE_DIR=str(tmp_path)).strip() == "0"
+    assert run_python(script, NUMBA_CACHE_DIR=str(tmp_path)).stdout.strip() == "0"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -209,7 +209,7 @@ def test_a_forked_child_gets_threads_of_its_own(run_python):
             os._exit(int(out[0, 0]))
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    assert run_python(script).strip() == "1"
+    assert run_python(script).stdout.strip() == "1"
 
 
 def test_a_race_is_caught(monkeypatch):

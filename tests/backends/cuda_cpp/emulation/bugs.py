@@ -45,7 +45,9 @@ def run_apart(script: str, *arguments, **environment) -> subprocess.CompletedPro
 
 def run_sanitized(script: str, sources: Path) -> subprocess.CompletedProcess:
     """A script under AddressSanitizer; its argument is the folder of the sources."""
-    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    library = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True, timeout=60
+    )
     if not Path(library.stdout.strip()).is_absolute():
         pytest.skip("g++ comes without AddressSanitizer (libasan)")
     return run_apart(script, sources, ASAN_OPTIONS="detect_leaks=0", LD_PRELOAD=library.stdout.strip())

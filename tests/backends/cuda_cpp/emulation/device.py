@@ -176,7 +176,7 @@ def build(kernel: Kernel, sources: Path, flags: tuple[str, ...]) -> Path:
             source, built = Path(scratch) / "unit.cpp", Path(scratch) / "unit.so"
             source.write_text(unit)
             command = ["g++", *FLAGS, *flags, f"-I{sources}", f"-I{HERE}", str(source), "-o", str(built)]
-            result = subprocess.run(command, capture_output=True, text=True)
+            result = subprocess.run(command, capture_output=True, text=True, timeout=600)
             if result.returncode:
                 raise RuntimeError(f"g++ refuses {kernel.file}:\n{result.stderr[:4000]}")
             built.replace(library)
