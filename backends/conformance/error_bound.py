@@ -9,7 +9,7 @@ is sampled) and the share p = e^{x - L} of the denominator e^L. Its computed wei
              + 3 u (x_max - x)            subtracting the maximum; one that rises in steps costs the same in all
              + 8 u (K + 1)                an exponential (3 ulp), a product and a sum for each of at most K rescalings
              + u R (9 + 12 (X + ln K))    R merges through rounded log-sum-exps, |x| ≤ X for every term
-             + 2 t (1 + |s|)(|q|₁ + |k|₁ + d)    underflow inside the dot product.
+             + 2 t (1 + |s|)(|q|₁ + |k|₁ + d)    underflow inside the dot product, unless all products are 0.
 
 Logarithms of factors 1 + δ add up; the 1.05 covers what the computed x differ from the exact ones above, while η stays
 below 0.03, and the rounding of this formula. Numerator and denominator sum the same weights in orders of their own,
@@ -73,7 +73,7 @@ class Terms:
     ----------
     logits : (n_q, N) x = s q·k + w; -inf where query and term do not meet.
     sizes : (n_q, N) |s| |q|ᵀ|k|.
-    underflow : (n_q, N) 2 (1 + |s|)(|q|₁ + |k|₁ + d).
+    underflow : (n_q, N) 2 (1 + |s|)(|q|₁ + |k|₁ + d), or 0 where all products are 0.
     log_weights : (N,) w.
     keys : (N,) the key of each term.
     merges : (n_q,) R.
@@ -126,15 +126,21 @@ def head_terms(q, k, scale: float, *, is_causal: bool = False, head_plan=None) -
     log_weights = np.concatenate([np.zeros(n_k), *(weights for _, weights, _ in drawn)])
     meets = np.hstack([exact, *(met for _, _, met in drawn)])
     k = k[keys]
+    sums = np.abs(q).sum(axis=1)[:, None] + np.abs(k).sum(axis=1) + d
     return Terms(
         logits=np.where(meets, scale * q @ k.T + log_weights, -np.inf),
         sizes=abs(scale) * np.abs(q) @ np.abs(k).T,
-        underflow=2 * (1 + abs(scale)) * (np.abs(q).sum(axis=1)[:, None] + np.abs(k).sum(axis=1) + d),
+        underflow=np.where(scale != 0 and _any_product(q, k), 2 * (1 + abs(scale)) * sums, 0),
         log_weights=log_weights,
         keys=keys,
         merges=np.maximum(parts - 1, 0),
         d=d,
     )
+
+
+def _any_product(q, k) -> np.ndarray:
+    """(n_q, N) whether any q_c k_c differs from 0; where none does, nothing is rounded and nothing underflows."""
+    return (q != 0).astype(np.float64) @ (k != 0).T > 0
 
 
 def _planned(head_plan):
@@ -221,7 +227,7 @@ def capped_bounds(draws: Terms, marked, log_caps, log_sums, dtype, *, random_wal
     draws that the mask excludes. The smaller of x and c moves no further than x and c do, and a cap is rounded as a
     log-weight is, by 4 u |c|; where c is the larger this counts for 4 u |x| at most. So the term min(x, c) is wrong by
     η with w = min(x, c). A draw is counted wrongly only if |x - c| is within the errors of both; a floor has no part
-    in that, for a decision is right or wrong.
+    in that, for a decision is right or wrong. Without any error, x = c = 0, a tie must be seen as one.
     """
     rounding, c = Rounding.of(dtype, random_walk), np.asarray(log_caps)[:, None]
     capped = replace(draws, logits=np.where(marked, -np.inf, np.minimum(draws.logits, c)))
@@ -233,7 +239,8 @@ def capped_bounds(draws: Terms, marked, log_caps, log_sums, dtype, *, random_wal
     bound[met] += rounding.of_log(k_terms, log_sums) + 4 * k_terms * rounding.t
     decided = Rounding.of(dtype)
     doubt = 1.05 * (draws.of_logits(decided) + 4 * decided.u * np.abs(c))
-    return bound, np.sum(~marked & np.isfinite(c) & (np.abs(draws.logits - c) <= doubt), axis=1)
+    is_open = ~marked & np.isfinite(c) & (doubt > 0) & (np.abs(draws.logits - c) <= doubt)
+    return bound, np.sum(is_open, axis=1)
 
 
 def _over_rows(n_q: int, rounding: Rounding) -> float:

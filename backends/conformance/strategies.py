@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,6 +48,7 @@ def attention_inputs(draw, *, planned: bool = False) -> AttentionInputs:
     Lengths are 1, small, ragged, or past the usual tiles, n_q != n_k unless causal, d_v != d. Rows are Gaussian, equal,
     zero or all near one direction; logits reach about 1, 80 or 500; layouts are contiguous, Fortran, transposed,
     strided, reversed, read-only, or of stride 0 along rows or heads; the dtype is float16, float32 or float64.
+    Half of the plans for many keys are one block of all pairs, of more keys than backends gather at a time.
     """
     is_causal = draw(st.booleans())
     n_q = draw(_lengths())
@@ -63,7 +65,8 @@ def attention_inputs(draw, *, planned: bool = False) -> AttentionInputs:
     plan = None
     if planned:
         shape = draw(st.sampled_from([lead, (math.prod(lead),)]))  # grouped-query heads reach a backend unfolded
-        plan = draw(plans(shape=shape, n_q=n_q, n_k=n_k, is_causal=is_causal))
+        views = ["all pairs"] if n_k == 1025 and draw(st.booleans()) else None
+        plan = draw(plans(shape=shape, n_q=n_q, n_k=n_k, is_causal=is_causal, views=views))
     return AttentionInputs(q, k, v, scale, is_causal, plan)
 
 
@@ -75,8 +78,9 @@ def plans(
     n_q: int | None = None,
     n_k: int | None = None,
     is_causal: bool | None = None,
+    views: list[str] | None = None,
 ) -> Plan:
-    """Plans of every kind that the ten rules allow; what is None is drawn too.
+    """Plans of every kind that the ten rules allow; what is None is drawn too, `views` from VIEWS.
 
     Up to three views with regular, ragged or empty blocks, the same pair in several of them; exact keys; sampled keys
     with repetitions, among them masked ones; log-weights of a uniform draw, zero, mixed, or up to ±1000; queries that
@@ -89,7 +93,7 @@ def plans(
     shape = draw(st.sampled_from(LEADING_SHAPES)) if shape is None else shape
     rng = draw(_generators())
     style = {
-        "views": draw(st.lists(st.sampled_from(VIEWS), max_size=3)),
+        "views": draw(st.lists(st.sampled_from(VIEWS), max_size=3)) if views is None else views,
         "exact_share": draw(st.sampled_from((0.0, 0.2, 1.0))),
         "samples": draw(st.sampled_from((0, 1, 5, 2 * n_k))),
         "log_weights": draw(st.sampled_from(LOG_WEIGHTS)),
@@ -108,12 +112,20 @@ def plans(
 
 @st.composite
 def sums_inputs(draw) -> SumsInputs:
-    """Arguments of `attention_sums`: heads as in `attention_inputs`, masks of every kind."""
+    """Arguments of `attention_sums`: heads as in `attention_inputs`, masks of every kind.
+
+    In some, half of the rows have nearly all of their sum in the mask: all but 1e-22 of it, or more than the range of
+    the working type can tell.
+    """
     one = draw(attention_inputs())
     head = (0,) * (one.query.ndim - 2)
     q, k = one.query[head], one.key[head]
     rectangle = draw(plans(shape=(), n_q=len(q), n_k=len(k), is_causal=False)).heads[0].rectangles[0]
-    mask = draw(st.sampled_from((None, rectangle, rectangle.toarray())))
+    far = -2 * math.log(np.finfo(np.promote_types(q.dtype, np.float32)).tiny)
+    gap = draw(st.sampled_from((0.0, 50.0, far, far))) if one.scale else 0.0
+    if gap:
+        q, k, rectangle = _dominated(draw(_generators()), q, k, rectangle, gap / one.scale)
+    mask = draw(st.sampled_from((rectangle, rectangle.toarray()) if gap else (None, rectangle, rectangle.toarray())))
     return SumsInputs(q, k, mask, one.scale, one.is_causal)
 
 
@@ -187,6 +199,15 @@ def _with_top_logit(q, k, scale: float, top: float | None):
     size = (abs(scale) * np.abs(q) @ np.abs(k).swapaxes(-1, -2)).max()
     factor = math.sqrt(top / max(logit, size / 10)) if size else 1.0
     return factor * q, factor * k
+
+
+def _dominated(rng, q, k, rectangle: Rectangle, product: float):
+    """The same with a few exact keys, whose products with about half of the queries are larger by `product`."""
+    keys = np.unique(np.append(rng.integers(len(k), size=2), 0))
+    q, k = q.copy(), k.copy()
+    q[:, 0], k[:, 0] = 16 * rng.integers(2, size=len(q)), 0
+    k[keys, 0] = product / 16
+    return q, k, replace(rectangle, exact_keys=keys)
 
 
 def _lay_out(x: np.ndarray, layout: str) -> np.ndarray:

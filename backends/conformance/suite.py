@@ -59,6 +59,7 @@ def check_backend(
     *,
     max_examples: int = 100,
     seed: int = 0,
+    operations=None,
     progress: Callable[[str, int, int], None] = lambda operation, finished, total: None,
 ) -> Conformance:
     """Judge a backend on arrays and plans that Hypothesis makes.
@@ -68,6 +69,7 @@ def check_backend(
     backend : a name or an instance.
     max_examples : examples for each operation.
     seed : the same seed makes the same examples.
+    operations : names of the operations to check; None for all of them.
     progress : called after each example with the operation, how many examples are finished, and how many there are.
 
     Returns
@@ -77,7 +79,7 @@ def check_backend(
     """
     backend = select(backend, None)
     ratios: list[float] = []
-    operations = {  # the cheap ones first
+    checks = {  # the cheap ones first
         "hash_codes": (hash_inputs(), _check_codes),
         "capped_sums": (capped_inputs(), _check_arithmetic),
         "exact_attention": (attention_inputs(), _check_arithmetic),
@@ -85,14 +87,18 @@ def check_backend(
         "attention_sums": (sums_inputs(), _check_arithmetic),
         "transposed_attention": (transposed_inputs(), _check_arithmetic),
     }
+    names = tuple(checks) if operations is None else tuple(operations)
+    if unknown := set(names) - set(checks):
+        raise ValueError(f"operations has {sorted(unknown)}; known: {', '.join(checks)}")
 
     def judge(operation: str, check: Callable, example) -> None:
         ratios.append(check(backend, example))
-        progress(operation, len(ratios), len(operations) * max_examples)
+        progress(operation, len(ratios), len(names) * max_examples)
 
-    for operation, (examples, check) in operations.items():
-        _for_all(examples, partial(judge, operation, check), max_examples, seed)
-    return Conformance(backend.name, tuple(operations), len(ratios), max(ratios))
+    for name in names:
+        examples, check = checks[name]
+        _for_all(examples, partial(judge, name, check), max_examples, seed)
+    return Conformance(backend.name, names, len(ratios), max(ratios, default=0.0))
 
 
 def _check_codes(backend: Backend, example) -> float:

@@ -6,6 +6,8 @@ import pytest
 import hyperattention_ref as hr
 from hyperattention_ref.backends.numba_cpu import backend
 
+NUMBA = backend.NumbaCPU()
+
 
 def test_default_for_numpy_arrays_is_numba():
     assert hr.backends.select(None, np.zeros((2, 2))).name == "numba"
@@ -49,6 +51,14 @@ def test_logits_up_to_the_limit_of_the_input_checks(dtype, sign):
     out, lse = hr.exact_attention(q, k, v, scale=1.0, return_lse=True)
     np.testing.assert_array_equal(out, 1 if sign > 0 else 2)
     np.testing.assert_allclose(lse, top if sign > 0 else -top / 2, rtol=1e-6)
+
+
+def test_the_transposed_product_makes_up_for_the_rounding_of_the_log_sum_exp():
+    """Logits of 721 and 720 in base 2, exact in float32; their log-sum-exp is not, by up to 3e-5."""
+    q, k, y = np.ones((8, 1), np.float32), np.array([[721.0], [720.0]], np.float32), np.ones((8, 1), np.float32)
+    lse = np.full(8, np.log(2) * (721 + np.log2(1.5)))
+    product = NUMBA.transposed_attention(q, k, y, lse, scale=np.log(2), is_causal=False)
+    np.testing.assert_allclose(product[:, 0], [8 * 2 / 3, 8 / 3], rtol=8 * np.finfo(np.float32).eps)
 
 
 def test_without_compilation_the_backend_says_that_it_cannot_run(run_python):

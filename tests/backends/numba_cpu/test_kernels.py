@@ -33,6 +33,26 @@ def test_exp2_is_within_two_units_in_the_last_place(dtype):
     np.testing.assert_array_equal(out[-2:], 1)
 
 
+def polynomial_error(coefficients):
+    """The largest relative error of the polynomial on [-1/2, 1/2], evaluated without rounding."""
+    f = np.linspace(-0.5, 0.5, 4001, dtype=np.longdouble)
+    return np.abs(np.polynomial.polynomial.polyval(f, coefficients) / np.exp2(f) - 1).max()
+
+
+@pytest.mark.parametrize(
+    ("function", "degree", "error"),
+    [(kernels._exp2_float32, 6, 2.6e-9), (kernels._exp2_float64, 11, 4.3e-17)],  # with float64 coefficients
+)
+def test_the_polynomial_of_exp2_is_the_one_of_least_error(function, degree, error):
+    """Too small an error for the units above to show; nor would they show a coefficient that is off by 1e-7."""
+    constants = [x for x in function.__code__.co_consts if isinstance(x, float) and 0 < x <= 1]
+    right = np.array(sorted({1.0, *constants}, reverse=True), np.longdouble)  # each is smaller than the one before
+    assert len(right) == degree + 1
+    assert polynomial_error(right) <= error
+    for one in np.eye(degree + 1)[1:]:
+        assert min(polynomial_error(right + off * one) for off in (1e-7, -1e-7)) > 1.4 * error
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_exp2_is_zero_below_the_normal_numbers(dtype):
     limits = np.finfo(dtype)
@@ -88,27 +108,39 @@ BUGS = {
         "_set_equal(row, lanes, tile.blocks[earlier], mask.key_blocks[earlier, key], hidden_logit(row))",
         "pass",
     ),
+    "only the last keys of a block kept": ("state, rows, is_new and is_first)", "state, rows, is_new)"),
+    "a draw at its cap counted as capped": ("row[lane] > caps[lane]", "row[lane] >= caps[lane]"),
     "neighbouring blocks mixed": ("groups[g, 4] > 1", "groups[g, 4] > 2"),
     "lanes of the last vector": ("return (n + 15) // 16 * 16", "return max(16, n // 16 * 16)"),
 }
 
 
-def with_bug(name):
-    """The backend's kernels with one line changed, compiled in memory."""
-    right, wrong = BUGS[name]
-    source = Path(kernels.__file__).read_text(encoding="utf-8")
+LAUNCH_BUGS = {"what is left of the mask not summed again": ("if lost.size:", "if False:")}
+
+
+def with_bug(original, name):
+    """The backend's kernels or launches with one line changed, compiled in memory."""
+    right, wrong = (BUGS | LAUNCH_BUGS)[name]
+    source = Path(original.__file__).read_text(encoding="utf-8")
     assert source.count(right) == 1, f"{right!r} must occur once"
-    module = types.ModuleType("kernels_with_a_bug")
-    module.__package__ = kernels.__package__
+    module = types.ModuleType(f"{original.__package__}.with_a_bug")
+    module.__package__ = original.__package__
     code = source.replace(right, wrong).replace("dispatcher._cache = CompileCache(function)", "pass")
-    exec(compile(code, f"kernels with the bug {name!r}", "exec"), module.__dict__)
+    exec(compile(code, f"{original.__name__} with the bug {name!r}", "exec"), module.__dict__)
     return module
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 def test_planted_bugs_are_caught(name, monkeypatch):
-    module = with_bug(name)
+    module = with_bug(kernels, name)
     monkeypatch.setattr(backend, "_kernels", lambda: module)
     with pytest.raises(AssertionError, match="backend 'numba' fails"):
         check_backend("numba")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCH_BUGS)
+def test_planted_bugs_in_the_launches_are_caught(name):
+    with pytest.raises(AssertionError, match="backend 'numba' fails"):
+        check_backend(with_bug(backend, name).NumbaCPU())
