@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 import hyperattention_ref as hr
 from hyperattention_ref.surveys import head as head_module
@@ -84,6 +85,23 @@ def test_causal_maps_have_rectangles_and_short_ones_are_not_judged(tmp_path):
     assert head.recipes["paper"].relative_frobenius > 0
     assert head.verdict != "not approximated"
     assert np.triu(head.picture, 1).max() == 0
+
+
+@pytest.mark.parametrize(("key", "end"), [(0, "low"), (-1, "high")])
+def test_each_end_of_a_mass_gets_half_of_delta(tmp_path, key, end):
+    """All attention goes to one key: the first, which the recipe has, or the last, which the drawn rows' windows lack.
+
+    The end is then the mean at which 16 draws of ones, or of zeros, have exactly the probability delta / 2.
+    """
+    q, k = np.ones((2, 4, 1024, 1), np.float32)
+    k[:, key] = 500
+    head = first_head(tmp_path, n=1024, d=1, query=q, key=k, value=k)
+    settings = hr.SurveySettings(recipes=("window_sinks",), budget=16, rows=16, confidence=0.9)
+    mass = measure_head(head, settings).recipes["window_sinks"].mass
+    assert mass.estimate == (1 if end == "low" else 0)
+    bound = mass.low if end == "low" else mass.high
+    tail = binom.sf(15, 16, bound) if end == "low" else binom.cdf(0, 16, bound)
+    assert tail == pytest.approx(0.1 / 2, rel=1e-9)
 
 
 def test_zero_values_make_every_output_exact(tmp_path):
