@@ -89,7 +89,7 @@ def test_causal_maps_have_rectangles_and_short_ones_are_not_judged(tmp_path):
 
 @pytest.mark.parametrize(("key", "end"), [(0, "low"), (-1, "high")])
 def test_each_end_of_a_mass_gets_half_of_delta(tmp_path, key, end):
-    """All attention goes to one key: the first, which the recipe has, or the last, which the windows of the rows that are drawn lack.
+    """All attention goes to one key: the first, which the recipe has, or the last, which the drawn rows' windows lack.
 
     The end is then the mean at which 16 draws of ones, or of zeros, have exactly the probability delta / 2.
     """

@@ -1,6 +1,5 @@
 """A survey: it resumes, runs in parallel, and refuses before it writes."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -162,14 +161,11 @@ def test_a_survey_runs_on_a_dask_cluster(maps, tmp_path):
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.slow)])
-def test_surveys_killed_at_random_times_lose_no_head_and_end_with_the_same_bytes(tmp_path, kills):
+def test_surveys_killed_at_random_times_lose_no_head_and_end_with_the_same_bytes(run_process, tmp_path, kills):
     """SIGKILL, at any time from the start of a run to its end; then the same call again, until it is done."""
     maps = write_maps(tmp_path / "maps.npz", n=64, d=4)
     program = Path(__file__).with_name("kill_surveys.py")
-    done = subprocess.run(
-        [sys.executable, program, maps, tmp_path, str(kills)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_process([sys.executable, program, maps, tmp_path, str(kills)])
     assert int(done.stdout.split()[0]) == kills
     whole = files(tmp_path / "whole")
     assert sorted(whole) == ["heads/L0H1.json", "heads/L0H4.json", "heads/L2H1.json", "heads/L2H4.json", "survey.json"]
