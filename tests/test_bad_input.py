@@ -226,7 +226,7 @@ COUNTS = {
     "m": [*ESTIMATORS, "row_norm_sample"],
     "pilot_size": ["approx_d"],
     "block_size": ["sort_lsh", *CAUSAL, "make_plan", "hyper_attention"],
-    "lsh_bits": ["sort_lsh", "make_plan", "hyper_attention"],
+    "lsh_bits": ["sort_lsh", *CAUSAL, "make_plan", "hyper_attention"],
     "min_seq_len": [*CAUSAL, "make_plan", "hyper_attention"],
     "sample_size": ["make_plan", "hyper_attention"],
 }

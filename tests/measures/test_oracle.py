@@ -48,6 +48,13 @@ def test_the_oracle_takes_causal_grouped_and_huge_logits():
     np.testing.assert_allclose(out, exact, rtol=1e-10, atol=1e-12)
 
 
+def test_the_oracle_ranks_by_the_logits_that_attention_has():
+    q, k, v = heads(5, 9)
+    np.testing.assert_array_equal(oracle_mask(q, k, 3, scale=-2.0), oracle_mask(-q, k, 3))
+    with pytest.raises(ValueError, match="sums of values may overflow"):
+        oracle_attention(q, k, np.full_like(v, 1e308), 4)
+
+
 def test_bad_input_is_refused():
     q, k, v = heads(4)
     with pytest.raises(ValueError, match="keys_per_query is 0"):

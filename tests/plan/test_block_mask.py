@@ -68,6 +68,23 @@ def test_masks_of_another_shape_are_refused(wrong):
         dense_mask(wrong, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("query_order", [0, 1, 3], "query_order is no permutation of 0 .. 2"),
+        ("key_order", [0, 1, 1], "key_order is no permutation of 0 .. 2"),
+        ("key_order", [0, 1, -1], "key_order is no permutation of 0 .. 2"),
+        ("query_offsets", [0, 2, 1, 3], "query_offsets is .*; it must rise from 0 to 3"),
+        ("key_offsets", [0, 1, 2], "key_offsets is .*; it must rise from 0 to 3"),
+    ],
+)
+def test_orders_and_offsets_that_are_none_are_refused_by_name(name, wrong, message):
+    right = {f"{side}_order": [0, 1, 2] for side in ("query", "key")}
+    right |= {f"{side}_offsets": [0, 1, 2, 3] for side in ("query", "key")}
+    with pytest.raises(ValueError, match=message):
+        BlockMask(**(right | {name: wrong}))
+
+
 @pytest.mark.parametrize("b", [1, 2, 5, 2**40, 2**63, 10**30])
 def test_any_block_size_of_at_least_one_is_legal(b):
     mask = BlockMask.from_orders([0, 1, 2], [2, 1, 0], b)

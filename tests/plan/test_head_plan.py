@@ -86,7 +86,7 @@ def test_rule_2_exact_keys_are_a_set_and_sampled_keys_a_multiset_with_finite_wei
     assert rectangle.sampled_keys.tolist() == [2, 2, 1]
     assert rectangle.log_weights.tolist() == [0.5, -1, 0.5]
     with pytest.raises(ValueError, match="exact_keys has repeated entries; it is a set"):
-        Rectangle(4, 6, exact_keys=[1, 1])
+        Rectangle(4, 6, exact_keys=[0, 1, 1])
     for weights in ([0.0, math.inf], [math.nan, 0.0], [0.0], [0.0, 0.0, 0.0]):
         with pytest.raises(ValueError, match="log_weights"):
             Rectangle(4, 6, sampled_keys=[1, 2], log_weights=weights)

@@ -126,6 +126,12 @@ def test_uniform_samples_avoid_the_exact_keys_and_weigh_by_how_many_are_left(n_k
         np.testing.assert_allclose(r.log_weights, np.log(n_k - first) - np.log(11), atol=1e-12)
 
 
+def test_a_pilot_for_heavy_columns_alone_leaves_the_samples_uniform():
+    q, k, _ = problem(9, 30)
+    r = only_rectangle(q, k, Recipe(views=(), heavy_columns=4, sample_size=11), rng=0)
+    np.testing.assert_allclose(r.log_weights, np.log(26) - np.log(11), atol=1e-12)
+
+
 def test_a_pilot_that_sees_no_mass_elsewhere_leaves_the_uniform_law():
     """All mass on one exact key: the other masses underflow to 0, and the law is uniform, not NaN."""
     k = np.zeros((6, 1))

@@ -29,6 +29,11 @@ def test_each_limit_has_a_tail_of_the_level(failures, trials):
     assert high == 1 if failures == trials else binom.cdf(failures, trials, high) == pytest.approx(LEVEL, rel=1e-6)
 
 
+def test_a_verdict_has_the_limits_of_its_failures():
+    one = verdict([2.0, 0.0, 2.0, 0.0, 0.0])
+    assert (one.failures, one.low, one.high) == (2, *clopper_pearson(2, 5))
+
+
 @pytest.mark.parametrize("claim", [0.5, 0.1, 0.01])
 def test_trials_to_hold_is_the_least_number_that_suffices_without_failure(claim):
     trials = trials_to_hold(claim)

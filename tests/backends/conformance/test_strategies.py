@@ -35,6 +35,8 @@ def test_strategies_reach_every_kind_they_promise(planned):
             seen.update({"stride 0"} if 0 in x.strides else {"negative stride"} if min(x.strides) < 0 else set())
             seen.update({"read-only"} if not x.flags.writeable else set())
             seen.update({"not contiguous"} if not x.flags.c_contiguous else set())
+            is_plain = 0 not in x.strides and x.shape[-2] > 2
+            seen.update({"equal rows"} if is_plain and x.any() and (x == x[..., :1, :]).all() else set())
             seen.update({"zero row"} if not x.any(axis=-1).all() else set())
         top = np.abs(example.scale * q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2)).max()
         seen.add("logits near 500" if top > 400 else "logits near 80" if 60 < top < 100 else "other logits")
@@ -55,7 +57,7 @@ def test_strategies_reach_every_kind_they_promise(planned):
     collect()
     wanted = {"float16", "float32", "float64", "n_q != n_k", "n_q == n_k", "d_v != d", "causal", "full", "n = 1"}
     wanted |= {"past the tiles", "batch", "one head", "stride 0", "negative stride", "read-only", "not contiguous"}
-    wanted |= {"zero row", "logits near 500", "logits near 80"}
+    wanted |= {"zero row", "equal rows", "logits near 500", "logits near 80"}
     if planned:
         wanted |= {"several views", "exact keys", "repeated draws", "large log-weights", "m > n", "empty block"}
         wanted |= {"ragged blocks", "leaves of several sizes"}
