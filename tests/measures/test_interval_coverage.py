@@ -32,8 +32,12 @@ HEADS = {head.name: head for head in load_sample_heads()}
 
 
 def coverage_limit(hits):
-    """The upper Clopper-Pearson limit of a coverage."""
-    return binomtest(int(np.sum(hits)), len(hits)).proportion_ci(0.95, method="exact").high
+    """The upper Clopper-Pearson limit of a coverage, at the level 0.0005.
+
+    The intervals for log R have nearly the stated coverage, 0.9485 in 8000 trials on the head L2H6: at the level 0.025
+    one of some twenty such intervals would raise a false alarm now and then.
+    """
+    return binomtest(int(np.sum(hits)), len(hits)).proportion_ci(0.999, method="exact").high
 
 
 def counts(problem, trials):
