@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.host_arrays import host_array
 from hyperattention_ref.foundation.memory import HOST
 from hyperattention_ref.foundation.named_file import named_file
 from hyperattention_ref.foundation.whole_file import whole_file
@@ -275,7 +276,7 @@ class _Location(NamedTuple):
 def checked_parts(maps: LayerMaps) -> dict[str, np.ndarray]:
     """Query, key and value of a layer as they are stored, by name, after a check that they and its facts fit."""
     label = f"layer {maps.layer}"
-    arrays = {part: np.asarray(getattr(maps, part)) for part in PARTS}
+    arrays = {part: host_array(f"{part} of {label}", getattr(maps, part)) for part in PARTS}
     counts = _check_parts(label, {part: (x.dtype, x.shape) for part, x in arrays.items()}, maps.is_causal)
     _check_heads(label, maps, *counts)
     return {

@@ -67,6 +67,15 @@ def test_views_and_foreign_byte_orders_are_written_as_what_they_mean(tmp_path, e
 
 
 @ending
+def test_a_mask_is_not_lost_on_the_way_to_a_file(tmp_path, ending):
+    x = layer_maps(heads=2, key_heads=2)
+    masked = LayerMaps(0, (0, 1), x.query, np.ma.array(x.key, mask=True), x.value, (0, 1), 1.0, False)
+    with pytest.raises(TypeError, match="key of layer 0 is a masked array, whose mask would be lost"):
+        write(tmp_path / f"maps{ending}", masked)
+    assert list(tmp_path.iterdir()) == []
+
+
+@ending
 def test_one_head_is_read_without_the_rest(tmp_path, ending):
     expected = layer_maps(n=4096, d=64, d_v=64, heads=8, key_heads=8)
     path = write(tmp_path / f"maps{ending}", expected)
