@@ -3,6 +3,8 @@
 What runs is the source of `backends/cuda_cpp/kernels` on the emulated device; every launch is in `emulation/drawn.py`.
 """
 
+import subprocess
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -312,8 +314,11 @@ def test_the_sources_survive(file, schedule):
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in BUGS])
 def test_planted_bug_is_caught(name, tmp_path):
-    result = run_apart(SURVIVES, planted(BUGS[name], tmp_path), BUGS[name].file)
-    crashed = result.returncode < 0  # rows that are placed wrongly may be placed anywhere
+    try:
+        result = run_apart(SURVIVES, planted(BUGS[name], tmp_path), BUGS[name].file, timeout=200)
+    except subprocess.TimeoutExpired:
+        return  # rows that are placed wrongly may be placed anywhere: on the allocator's lists, which then never end
+    crashed = result.returncode < 0
     assert crashed or result.stdout.strip() == "False", result.stderr[-3000:]
 
 

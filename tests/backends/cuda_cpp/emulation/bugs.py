@@ -36,11 +36,12 @@ def planted(bug: Bug, folder: Path) -> Path:
     return sources
 
 
-def run_apart(script: str, *arguments, **environment) -> subprocess.CompletedProcess:
+def run_apart(script: str, *arguments, timeout=600, **environment) -> subprocess.CompletedProcess:
     """A script in a process of its own, which a wrong address may end."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     root = Path(__file__).parents[4]
-    return subprocess.run(command, cwd=root, env=os.environ | environment, capture_output=True, text=True, timeout=600)
+    env = os.environ | environment
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=timeout)
 
 
 def run_sanitized(script: str, sources: Path) -> subprocess.CompletedProcess:
