@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
+from hyperattention_ref.measures.error_bounds import MEAN, ZERO
 from hyperattention_ref.pages.progress import progress_bar
 from hyperattention_ref.pages.wording import number, power_of_ten
-from hyperattention_ref.surveys.head_measures import MEAN, ZERO, HeadMeasures
+from hyperattention_ref.surveys.head_measures import HeadMeasures
 from hyperattention_ref.surveys.page import write_report
 from hyperattention_ref.surveys.report import KAPPAS, SurveyReport, keys, label
 from hyperattention_ref.surveys.settings import SurveySettings

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from hyperattention_ref.measures.error_bounds import MEAN, ZERO
 from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREY, ORANGE, RED, Plot
 from hyperattention_ref.pages.wording import number
-from hyperattention_ref.surveys.head_measures import MEAN, ZERO
 from hyperattention_ref.surveys.report import SurveyReport, label
 
 COLUMNS = 3

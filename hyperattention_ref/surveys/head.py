@@ -11,19 +11,19 @@ import numpy as np
 import hyperattention_ref as hr
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.memory import memory_of
+from hyperattention_ref.foundation.randomness import streams
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.maps.attention_map import AttentionMap
 from hyperattention_ref.maps.map_file import MapFile
-from hyperattention_ref.measures.attention_rows import attention_rows, draw_rows, number_of_rows
-from hyperattention_ref.measures.certificate import Certificate
+from hyperattention_ref.measures.attention_rows import ROWS, attention_rows, draw_rows, number_of_rows
+from hyperattention_ref.measures.certificate import exact_rows
+from hyperattention_ref.measures.error_bounds import MEAN, ZERO, ErrorBounds, Found, Problem, Rule, bound_errors
 from hyperattention_ref.measures.key_shift import MOST_ROWS
 from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lower, mean_upper
 from hyperattention_ref.plan.head_plan import HeadPlan
 from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.recipe import preset
 from hyperattention_ref.surveys.head_measures import (
-    MEAN,
-    ZERO,
     CausalRectangle,
     GrowthPoint,
     HeadErrors,
@@ -38,6 +38,7 @@ PICTURE = 48
 """Side of the down-sampled attention picture."""
 PERPLEXITY = {"10 %": 0.1, "50 %": 0.5, "90 %": 0.9}
 """Quantiles over the rows."""
+UNDECIDED = "undecided"
 SHORTEST_PREFIX, MOST_PREFIXES = 64, 4
 MEMORY_FACTOR, MEMORY_FIXED = 10, 2**29
 """The most memory that measuring a head takes: a multiple of its arrays, and bytes for panels."""
@@ -57,40 +58,50 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> HeadMeasures:
     -------
     HeadMeasures
 
-    Cost: about 4/3 exact streaming passes for the hardness of the head and its prefixes, and for each recipe its own
-    cost and `rows` exact rows.
+    Cost: about 4/3 exact streaming passes for the hardness of the head and its prefixes, one for the errors of all
+    recipes together (or `rows` exact rows), and for each recipe its own cost.
     """
     q, k, v = prefix(head, settings)
-    n, rows = len(q), number_of_rows(settings.rows, len(q))
-    memory = memory_of(select(settings.backend, q))
+    n, backend = len(q), select(settings.backend, q)
+    memory = memory_of(backend)
     query, key, value = (memory.from_host(x) for x in (q, k, v))  # a backend on a GPU gets copies of its own
+    common: dict[str, Any] = {"is_causal": head.is_causal, "scale": head.scale, "backend": settings.backend}
     plans = {name: _plan(query, key, head, name, settings) for name in settings.recipes}
-    masses, picture = _from_rows(q, k, rows, head, plans, settings)
-    common: dict[str, Any] = {"is_causal": head.is_causal, "scale": head.scale}
-    draw: dict[str, Any] = {"rows": rows, "confidence": settings.confidence, "rng": noise_of(head, settings)}
-    recipes = {}
-    for name, plan in plans.items():
-        output = memory.to_host(hr.hyper_attention(query, key, value, plan=plan, backend=settings.backend, **common))
-        certificate = hr.certify(q, k, v, output, **draw, **common)
-        recipes[name] = _recipe(name, plan.heads[0], masses[name], certificate, settings)
-    verdict, rule = judge({name: x.relative_frobenius for name, x in recipes.items()}, settings.tolerance)
-    if head.is_causal and n <= settings.min_seq_len:
+    outputs = {name: hr.hyper_attention(query, key, value, plan=plan, **common) for name, plan in plans.items()}
+    outputs = {name: memory.to_host(output) for name, output in outputs.items()}
+    is_exact = not any(plan.heads[0].rectangles for plan in plans.values())
+    errors = _errors(q, k, v, outputs, head, settings, backend, "all" if is_exact else settings.rows)
+    verdict, rule = judge({name: errors.bounds[name] for name in outputs}, settings.tolerance, errors.rows_to_decide)
+    if is_exact:
         verdict, rule = "not approximated", f"causal and no longer than min_seq_len = {settings.min_seq_len}: all exact"
+    mass_rows = number_of_rows(settings.rows if isinstance(settings.rows, int) else None, n)
+    masses, picture = _from_rows(q, k, mass_rows, head, plans, settings)
     facts = ("name", "layer", "head", "model", "source", "scale", "is_causal")
     return HeadMeasures(
         **{name: getattr(head, name) for name in facts},
         n=n,
         d=q.shape[1],
-        rows=rows,
+        rows=errors.rows,
+        mass_rows=mass_rows,
         hardness=_hardness(query, key, head, settings, log_kappa_shifted=_log_kappa_shifted(q, k, head)),
         growth=_growth(query, key, head, settings),
-        recipes=recipes,
-        # The certificates of all recipes draw the same rows.
-        baselines={ZERO: HeadErrors(**vars(certificate.zero)), MEAN: HeadErrors(**vars(certificate.mean))},
+        recipes={
+            name: _recipe(name, plan.heads[0], masses[name], errors.bounds[name], settings)
+            for name, plan in plans.items()
+        },
+        baselines={name: HeadErrors(**vars(errors.bounds[name])) for name in (ZERO, MEAN)},
         picture=picture,
         verdict=verdict,
         rule=rule,
+        rows_to_decide=errors.rows_to_decide if verdict == UNDECIDED else None,
     )
+
+
+def _errors(q, k, v, outputs: dict, head: AttentionMap, settings: SurveySettings, backend, rows) -> Found:
+    """The errors of all outputs and baselines, from the same rows."""
+    (stream,) = streams(noise_of(head, settings), 1, purpose=ROWS)
+    rule = Rule(exact_rows(rows, q, v), failure_probability(settings.confidence), settings.tolerance)
+    return bound_errors(Problem(q, k, v, head.scale, head.is_causal), outputs, rule, stream, backend)
 
 
 def prefix(head: AttentionMap, settings: SurveySettings):
@@ -103,9 +114,9 @@ def prefix(head: AttentionMap, settings: SurveySettings):
             f"{head.name} has {len(head.query)} queries and {len(head.key)} keys; a survey takes self-attention: "
             "measure such a head with hardness and certify"
         )
-    number_of_rows(settings.rows, n)
     select(settings.backend, head.query)
     q, k, v = inputs.heads(head.query[:n], head.key[:n], head.value[:n], is_causal=head.is_causal)
+    exact_rows(settings.rows, q, v)
     inputs.logit_range(q, k, head.scale, v)
     _check_memory(head.name, n, q.nbytes + k.nbytes + v.nbytes)
     return q, k, v
@@ -141,18 +152,22 @@ def noise_of(head: AttentionMap, settings: SurveySettings) -> np.random.SeedSequ
     return np.random.SeedSequence((settings.seed, head.layer, head.head))
 
 
-def judge(errors: dict[str, float], tolerance: float) -> tuple[str, str]:
-    """The verdict on a head from the bounded relative error of each recipe, and the rule that gave it."""
-    enough = [name for name, error in errors.items() if error <= tolerance]
-    within = f"relative error bounded by {tolerance:g}"
-    if "window_sinks" in enough:
-        return "window + sinks suffice", f"window_sinks has a {within}"
-    if "paper" in enough:
-        return "replace", f"the paper's recipe has a {within}, window_sinks has not"
-    if enough:
-        best = min(enough, key=errors.__getitem__)
-        return f"replace, with {best}", f"{best} has a {within}, the paper's recipe and window_sinks have not"
-    return "keep exact", f"no recipe has a {within}"
+def judge(errors: dict[str, ErrorBounds], tolerance: float, rows_to_decide: int) -> tuple[str, str]:
+    """The verdict on a head from the errors of each recipe, and the rule that gave it."""
+    within = [name for name, error in errors.items() if error.relative_frobenius <= tolerance]
+    undecided = [name for name in errors if name not in within and not errors[name].relative_frobenius_low > tolerance]
+    words = f"a relative error of at most {tolerance:g}"
+    if "window_sinks" in within:
+        return "window + sinks suffice", f"window_sinks has {words}"
+    if "paper" in within:
+        return "replace", f"the paper's recipe has {words}"
+    if within:
+        best = min(within, key=lambda name: errors[name].relative_frobenius)
+        return f"replace, with {best}", f"{best} has {words}"
+    if undecided:
+        names = ", ".join(undecided)
+        return UNDECIDED, f"{names} may have {words} or more; about {rows_to_decide} rows would decide"
+    return "keep exact", f"no recipe has {words}"
 
 
 def _plan(q, k, head: AttentionMap, name: str, settings: SurveySettings) -> Plan:
@@ -168,14 +183,12 @@ def _plan(q, k, head: AttentionMap, name: str, settings: SurveySettings) -> Plan
     )
 
 
-def _recipe(
-    name: str, plan: HeadPlan, mass: Mass, certificate: Certificate, settings: SurveySettings
-) -> RecipeMeasures:
+def _recipe(name: str, plan: HeadPlan, mass: Mass, errors: ErrorBounds, settings: SurveySettings) -> RecipeMeasures:
     recipe = preset(name, settings.budget)
     in_leaves = sum((stop - start) * (stop - start + 1) // 2 for start, stop in plan.leaves)
     in_rectangles = sum(rectangle.n_logits for rectangle in plan.rectangles)
     return RecipeMeasures(
-        **vars(certificate.output),
+        **vars(errors),
         mass=mass,
         logits_per_query=(in_leaves + in_rectangles) / plan.n_q,
         keys_per_query=recipe.keys_per_query,
@@ -242,5 +255,6 @@ def _from_rows(q, k, count: int, head: AttentionMap, plans: dict[str, Plan], set
     masses, delta = {}, failure_probability(settings.confidence) / 2
     for name, total in sums.items():
         mean = min(1.0, total / count)
-        masses[name] = Mass(mean, *(float(bound(mean, delta, count, n)) for bound in (mean_lower, mean_upper)))
+        ends = (float(bound(mean, delta, count, n)) for bound in (mean_lower, mean_upper))
+        masses[name] = Mass(mean, *ends) if plans[name].heads[0].rectangles else Mass(1.0, 1.0, 1.0)  # all is exact
     return masses, tuple(map(tuple, picture.tolist()))

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref.foundation.results import Result
-from hyperattention_ref.measures.certificate import ErrorBounds
-
-ZERO, MEAN = "zero", "mean"
-"""The baselines, which look at no query: zero output, and the mean of V."""
+from hyperattention_ref.measures.error_bounds import MEAN, ErrorBounds
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,13 +113,16 @@ class HeadMeasures(Result):
     Attributes
     ----------
     name, layer, head, model, source, scale, is_causal : as in `AttentionMap`.
-    n, d, rows : tokens, coordinates, exact rows drawn for masses and errors.
+    n, d : tokens, coordinates.
+    rows : exact rows for the errors; with n of them the errors are exact.
+    mass_rows : exact rows for masses and the picture.
     hardness : exact, of the whole head.
     growth : alpha and kappa of halved prefixes, the shortest first.
     recipes : by name.
-    baselines : the errors of `ZERO` and `MEAN`, from the same rows.
+    baselines : the errors of zero and of the mean of V, from the same rows.
     picture : mean attention of a band of queries to a band of keys.
     verdict, rule : whether the head can be replaced, and the rule that says so.
+    rows_to_decide : about so many rows would decide what is undecided; None where the verdict is decided.
     """
 
     name: str
@@ -135,6 +135,7 @@ class HeadMeasures(Result):
     n: int
     d: int
     rows: int
+    mass_rows: int
     hardness: HeadHardness
     growth: tuple[GrowthPoint, ...]
     recipes: dict[str, RecipeMeasures]
@@ -142,6 +143,7 @@ class HeadMeasures(Result):
     picture: tuple[tuple[float, ...], ...]
     verdict: str
     rule: str
+    rows_to_decide: int | None
 
     def errors(self, name: str) -> HeadErrors:
         """Of a recipe or a baseline."""

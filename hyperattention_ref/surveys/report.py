@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.measures.error_bounds import MEAN, ZERO
 from hyperattention_ref.pages.wording import number, power_of_ten
-from hyperattention_ref.surveys.head_measures import MEAN, ZERO, HeadMeasures, RecipeMeasures
+from hyperattention_ref.surveys.head_measures import HeadMeasures, RecipeMeasures
 from hyperattention_ref.surveys.settings import SurveySettings
 
 KAPPAS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.results import Result
@@ -19,9 +20,10 @@ class SurveySettings(Result):
     n : tokens, a prefix of every head; None for all.
     recipes : names from `RECIPES`, compared at equal budget.
     budget : keys per query.
-    rows : exact rows drawn for masses and errors; None means 1024, or all if there are fewer.
+    rows : exact rows for the errors, as in `certify`: a number, "auto", "all", or None for all rows where that takes
+        less than about a minute, else 1024. A number is also that of the rows for masses, else 1024, or all if fewer.
     confidence : of every bound by itself.
-    tolerance : bounded relative Frobenius error up to which a recipe may replace the head.
+    tolerance : relative Frobenius error up to which a recipe may replace the head.
     min_seq_len : causal ranges up to this length are exact.
     seed : of every draw; all recipes of a head share its noise, other heads have other noise.
     backend : None, or a name; see `backends.select`.
@@ -30,7 +32,7 @@ class SurveySettings(Result):
     n: int | None = None
     recipes: tuple[str, ...] = tuple(RECIPES)
     budget: int = 64
-    rows: int | None = None
+    rows: int | Literal["auto", "all"] | None = None
     confidence: float = 0.95
     tolerance: float = 0.1
     min_seq_len: int = 4096
@@ -43,9 +45,12 @@ class SurveySettings(Result):
             raise ValueError(f"recipes is empty; name at least one of {', '.join(RECIPES)}")
         for name in self.recipes:
             preset(name, inputs.count("budget", self.budget))
-        for name in ("n", "rows"):
-            if getattr(self, name) is not None:
-                inputs.count(name, getattr(self, name))
+        if self.n is not None:
+            inputs.count("n", self.n)
+        if isinstance(self.rows, str) and self.rows not in ("auto", "all"):
+            raise ValueError(f'rows is {self.rows!r}; it must be a number, "auto", "all" or None')
+        if not (self.rows is None or isinstance(self.rows, str)):
+            inputs.count("rows", self.rows)
         inputs.count("min_seq_len", self.min_seq_len)
         inputs.count("seed", self.seed, least=0)
         inputs.positive("tolerance", self.tolerance)

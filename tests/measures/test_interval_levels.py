@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from hyperattention_ref.measures.betting import BETS, PARTS
 from hyperattention_ref.measures.certificate import certify
 from hyperattention_ref.measures.kl_bounds import binary_kl, mean_lower, mean_upper
 from hyperattention_ref.measures.row_estimates import estimate_hardness
@@ -98,14 +99,19 @@ def test_every_bound_of_a_certificate_has_its_share_of_delta():
     v = np.array([[1.0], [-1.0], [1.0], [-1.0]])
     certificate = certify(*one_hot(4), v, np.ones((N, 1)), **OPTIONS)
     bounds, sizes, worst = certificate.output, certificate.sizes, N * 2**2
-    for absolute in (bounds.frobenius, bounds.op_norm, bounds.limit):
-        assert of_zeros(absolute**2 / worst) == exactly(DELTA)
-    numerators = {
-        "relative_frobenius": bounds.relative_frobenius * sizes.attention_frobenius_low,
-        "relative_limit": bounds.relative_limit * sizes.attention_frobenius_low,
-        "ratio": bounds.ratio * sizes.p_op_norm_low * sizes.v_op_norm,
-    }
-    for name, numerator in numerators.items():
-        assert of_zeros(numerator**2 / worst) == exactly(DELTA / 2), name
-    assert of_ones(sizes.attention_frobenius_low**2 / N) == exactly(DELTA / 2)
+    assert of_zeros(bounds.op_norm**2 / worst) == exactly(DELTA)
+    assert of_zeros((bounds.ratio * sizes.p_op_norm_low * sizes.v_op_norm) ** 2 / worst) == exactly(DELTA / 2)
     assert of_ones(sizes.p_op_norm_low**2 / N) == exactly(DELTA / 2 / 4)
+
+    def capital(gain, risk):
+        return sum(part * np.prod(1 + bet * gain / risk) for bet, part in zip(BETS, PARTS, strict=True))
+
+    drawn = np.arange(ROWS)
+    left = 4.0 * (N - drawn)  # the squares of the errors that the other rows may have
+    reached = pytest.approx(1 / DELTA, rel=1e-4)
+    for absolute in (bounds.frobenius, bounds.limit):
+        assert capital(absolute**2, left - absolute**2) == reached
+    for square in (bounds.relative_frobenius**2, bounds.relative_limit**2):
+        assert capital(square * N, left - square * drawn) == reached  # all rows of Att have the norm 1
+    low = sizes.attention_frobenius_low**2
+    assert capital(N - low, low - drawn) == pytest.approx(2 / DELTA, rel=1e-4)

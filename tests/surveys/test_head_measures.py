@@ -16,12 +16,12 @@ from .small_maps import write_maps
 ERRORS = {
     *("frobenius", "op_norm", "ratio", "relative_frobenius"),
     *("frobenius_estimate", "op_norm_estimate", "ratio_estimate", "relative_frobenius_estimate"),
-    *("limit", "relative_limit"),
+    *("limit", "relative_limit", "relative_frobenius_low", "relative_frobenius_standard_error"),
 }
 KEYS = {
     "": {
-        *("name", "layer", "head", "model", "source", "scale", "is_causal", "n", "d", "rows"),
-        *("hardness", "growth", "recipes", "baselines", "picture", "verdict", "rule"),
+        *("name", "layer", "head", "model", "source", "scale", "is_causal", "n", "d", "rows", "mass_rows"),
+        *("hardness", "growth", "recipes", "baselines", "picture", "verdict", "rule", "rows_to_decide"),
     },
     "hardness": {
         *("alpha", "log_kappa", "log_kappa_rescaled", "log_kappa_shifted", "frobenius_norm"),
