@@ -12,6 +12,7 @@ from .measures.key_shift import best_key_shift
 from .measures.mask_mass import captured_mass
 from .measures.norms import frobenius_norm, operator_norm, stable_rank
 from .measures.oracle import oracle_attention, oracle_mask
+from .measures.projected_error import projected_error
 from .measures.row_estimates import estimate_hardness
 from .measures.spectral_guarantee import SpectralError, spectral_error
 from .paper.algorithm_1_sort_lsh import sort_lsh
@@ -80,6 +81,7 @@ __all__ = [
     "oracle_attention",
     "oracle_mask",
     "preset",
+    "projected_error",
     "proofs_checks",
     "row_norm_sample",
     "sampled_product",

@@ -22,7 +22,7 @@ RESULTS = {"ApproxDResult", "RowNormSample", "Hardness", "SpectralError"}
 BACKENDS = {"available_backends", "backend_status"}
 # The tables of the map are about the paper; measuring real maps goes beyond it.
 RECIPES = {"Recipe", "RECIPES", "preset", "captured_mass", "oracle_attention", "oracle_mask"}
-ESTIMATES = {"certify", "estimate_hardness", "best_key_shift"}
+ESTIMATES = {"certify", "projected_error", "estimate_hardness", "best_key_shift"}
 MAPS = {"AttentionMap", "MapFile", "MapWriter", "LayerMaps", "capture", "capturing", "capture_text"}
 SURVEYS = {"survey", "measure_head", "SurveySettings"}
 NOT_IN_THE_PAPER = RESULTS | BACKENDS | RECIPES | ESTIMATES | MAPS | SURVEYS

@@ -150,6 +150,14 @@ def logit_range(
         raise ValueError(f"sums of values may overflow {v.dtype}: max|value| = {top[2]:.3g}; rescale value")
 
 
+def output(x, shape: tuple[int, ...]):
+    """An attention output to be judged, finite and of this shape."""
+    x = floating("output", x)
+    if x.shape != shape:
+        raise ValueError(f"output has shape {x.shape}; it must be (..., n_q, d_v) = {shape}")
+    return x
+
+
 def finite(name: str, x) -> float:
     """A finite real number as a float."""
     if isinstance(x, bool | np.bool_) or not isinstance(x, numbers.Real):

@@ -102,10 +102,7 @@ def certify(
     lead = q.shape[:-2]
     scale = inputs.resolve_scale(scale, q.shape[-1])
     inputs.logit_range(q, k, scale, v)
-    output = inputs.floating("output", output)
-    output_shape = (*q.shape[:-1], v.shape[-1])
-    if output.shape != output_shape:
-        raise ValueError(f"output has shape {output.shape}; it must be (..., n_q, d_v) = {output_shape}")
+    output = inputs.output(output, (*q.shape[:-1], v.shape[-1]))
     rule = Rule(exact_rows(rows, q, v), failure_probability(confidence), inputs.positive("tolerance", tolerance))
     row_streams = dict(zip(np.ndindex(lead), streams(rng, math.prod(lead), purpose=ROWS), strict=True))
 
