@@ -15,7 +15,7 @@ from hyperattention_ref.foundation.randomness import generator
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import PerHead, Result
 from hyperattention_ref.measures.attention_matrix import attention_logits, row_softmax
-from hyperattention_ref.measures.norms import gram_norm, operator_norm
+from hyperattention_ref.measures.norm_interval import norm_interval
 from hyperattention_ref.measures.per_head import per_head
 from hyperattention_ref.paper.row_rescaling import PILOT_SIZE, pilot_log_row_sums
 from hyperattention_ref.paper.row_sums import large_entries
@@ -43,10 +43,9 @@ class Hardness(Result):
     log_kappa : ln(max R_i / min R_i) over the rows with R_i > 0; 0.0 when there is none.
     log_kappa_rescaled : the same for E A, with 1 / E_ii a pilot estimate of R_i.
     frobenius_norm : ||P||_F, at most sqrt(alpha n_q / n_k).
-    op_norm : ||P||_op, at least sqrt(n_q / n_k); None if not requested.
-    op_norm_residual : ||P^T P u - op_norm^2 u|| for the unit vector u that gave op_norm: some squared singular value
-        of P lies within this distance of op_norm^2, and op_norm is never above ||P||_op. 0 for dense matrices.
-    stable_rank : ||P||_F^2 / ||P||_op^2, at most alpha; None without op_norm.
+    op_norm, op_norm_high : ||P||_op lies between them, up to rounding; op_norm is at least sqrt(n_q / n_k). They agree
+        to 5e-4, relatively, where 12 rounds reach that: see `measures.norm_interval`. None if not requested.
+    stable_rank : ||P||_F^2 / op_norm^2, at most alpha; None without op_norm.
     perplexity : (..., n_q) exp of the entropy of each row of P: the effective number of its keys.
     logit_min, logit_max : the range of scale * Q K^T, with causal attention over the pairs j <= i.
     """
@@ -58,7 +57,7 @@ class Hardness(Result):
     log_kappa_rescaled: PerHead
     frobenius_norm: PerHead
     op_norm: PerHead
-    op_norm_residual: PerHead
+    op_norm_high: PerHead
     stable_rank: PerHead
     perplexity: np.ndarray
     logit_min: PerHead
@@ -88,8 +87,8 @@ def hardness(
         depend on it.
     is_causal : pairs j > i do not exist (A_ij = 0). P_11 = 1 then, so alpha >= n whatever the input; flat causal
         attention has alpha near pi^2 / 6 n and kappa = n. `causal_hardness` measures the recursion's rectangles.
-    op_norm : False omits ||P||_op and the stable rank. For more than 2^24 pairs they need about 10 to 50 Lanczos steps,
-        each of two passes over all pairs; everything else needs one pass.
+    op_norm : False omits ||P||_op and the stable rank. For more than 2^24 pairs they need 1 to 12 rounds of two passes
+        over all pairs; everything else needs one pass.
     rng : None, int or Generator for the 128 pilot keys of each head (uniform, with replacement); the heads draw from
         it in order. Only `log_kappa_rescaled` depends on it.
     backend : None, a name or an instance; see `backends.select`. "reference" is dense and float64.
@@ -152,7 +151,9 @@ def _one_head(q, k, mask, scale, is_causal, op_norm, rng, backend) -> Hardness:
     squares = float(sums.column_squares.sum())
     pilot = rng.integers(n_k, size=PILOT_SIZE)
     log_pilot = pilot_log_row_sums(q, k, mask, pilot, scale=scale, is_causal=is_causal, backend=backend)
-    norm, residual = _norm(q, k, sums.log_total, scale, is_causal, backend) if op_norm else (None, None)
+    low = high = None
+    if op_norm:
+        low, high = norm_interval(_gram(q, k, sums.log_total, scale, is_causal, backend), sums.column_squares)
     return Hardness(
         alpha=float(alpha_curve[0]),
         alpha_curve=alpha_curve,
@@ -160,9 +161,9 @@ def _one_head(q, k, mask, scale, is_causal, op_norm, rng, backend) -> Hardness:
         log_kappa=_log_kappa(sums.log_unmasked),
         log_kappa_rescaled=_log_kappa(sums.log_unmasked - log_pilot),
         frobenius_norm=math.sqrt(squares),
-        op_norm=norm,
-        op_norm_residual=residual,
-        stable_rank=None if norm is None else squares / norm**2,
+        op_norm=low,
+        op_norm_high=high,
+        stable_rank=None if low is None else squares / low**2,
         perplexity=np.exp(sums.entropy),
         logit_min=sums.logit_min,
         logit_max=sums.logit_max,
@@ -177,22 +178,22 @@ def _masks(mask, lead: tuple[int, ...], n_q: int, n_k: int) -> dict[tuple[int, .
     return dict.fromkeys(np.ndindex(lead), None if mask is None else large_entries(mask, n_q, n_k))
 
 
-def _norm(q, k, log_total, scale, is_causal, backend) -> tuple[float, float]:
-    """||P||_op and its residual: from the dense matrix if cheap, else by Lanczos on streamed products with P, P^T."""
+def _gram(q, k, log_total, scale, is_causal, backend):
+    """The function X -> P^T P X: with the dense P if it is small, else streamed by the backend."""
     memory = memory_of(backend)
     if len(q) * len(k) <= DENSE_ENTRIES:
         q, k = (memory.to_host(x) for x in (q, k))
-        return operator_norm(row_softmax(attention_logits(q, k, scale, is_causal))), 0.0
+        p = row_softmax(attention_logits(q, k, scale, is_causal))
+        return lambda x: p.T @ (p @ x)
     work = working_dtype(q)
     q, k = memory.copy(q, work.name), memory.copy(k, work.name)
 
-    def gram(x):
-        column = memory.from_host(x.astype(work)[:, None], like=q)
-        y, _ = backend.exact_attention(q, k, column, scale=scale, is_causal=is_causal)
+    def streamed(x):
+        y, _ = backend.exact_attention(q, k, memory.from_host(x.astype(work), like=q), scale=scale, is_causal=is_causal)
         z = backend.transposed_attention(q, k, y, log_total, scale=scale, is_causal=is_causal)
-        return memory.to_host(z)[:, 0].astype(np.float64)
+        return memory.to_host(z).astype(np.float64)
 
-    return gram_norm(gram, len(k), tolerance=float(np.finfo(work).eps))
+    return streamed
 
 
 def _log_kappa(log_r: np.ndarray) -> float:

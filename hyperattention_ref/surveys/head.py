@@ -205,7 +205,7 @@ def _hardness(q, k, head: AttentionMap, settings: SurveySettings, *, log_kappa_s
     if head.is_causal:
         parts = hr.causal_hardness(q, k, min_seq_len=settings.min_seq_len, op_norm=False, **common)
         rectangles = tuple(CausalRectangle(place, part.alpha, part.log_kappa) for place, part in parts.items())
-    same = ("alpha", "log_kappa", "log_kappa_rescaled", "frobenius_norm", "op_norm", "op_norm_residual", "stable_rank")
+    same = ("alpha", "log_kappa", "log_kappa_rescaled", "frobenius_norm", "op_norm", "op_norm_high", "stable_rank")
     return HeadHardness(
         **{name: getattr(h, name) for name in (*same, "logit_min", "logit_max")},
         overflows={name: bool(flag) for name, flag in h.overflows.items()},

@@ -25,7 +25,7 @@ KEYS = {
     },
     "hardness": {
         *("alpha", "log_kappa", "log_kappa_rescaled", "log_kappa_shifted", "frobenius_norm"),
-        *("op_norm", "op_norm_residual", "stable_rank", "logit_min", "logit_max", "overflows"),
+        *("op_norm", "op_norm_high", "stable_rank", "logit_min", "logit_max", "overflows"),
         *("heavy_columns", "alpha_left_out", "perplexity"),
     },
     "hardness.overflows": {"float16", "bfloat16", "float32"},
