@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 import hyperattention_ref as hr
 from hyperattention_ref.backends import get_backend
@@ -30,6 +33,33 @@ def test_no_shift_does_better():
     """Weak duality by hand: one coordinate, three rows whose best spread is known."""
     best = hr.best_key_shift(np.array([[-1.0], [0.0], [1.0]]), [0.0, 3.0, 4.0], scale=1.0)
     assert best.log_kappa == pytest.approx(1.0, abs=1e-9)  # max spread of (-c, 3, 4 + c) is least at c = -2
+
+
+def least_spread(q, log_r):
+    """The value of the dual program with all rows: the largest difference of two means of log R with one mean of q."""
+    n, d = q.shape
+    one, zero = np.ones((1, n)), np.zeros((1, n))
+    equal = np.vstack([np.hstack([q.T, -q.T]), np.hstack([one, zero]), np.hstack([zero, one])])
+    return -linprog(np.r_[-log_r, log_r], A_eq=equal, b_eq=np.r_[np.zeros(d), 1, 1]).fun
+
+
+@given(n=st.integers(1, 300), d=st.integers(1, 6), rank=st.integers(0, 6), seed=st.integers(0, 999))
+def test_the_spread_is_that_of_the_dual_program(n, d, rank, seed):
+    """No row that was left out of a program can be the one that decides, also with parallel or zero coordinates."""
+    rng = np.random.default_rng(seed)
+    q = rng.standard_normal((n, rank)) @ rng.standard_normal((rank, d))
+    log_r = rng.standard_normal(n) ** 3
+    best = hr.best_key_shift(q, log_r, scale=1.0)
+    assert best.log_kappa == pytest.approx(least_spread(q, log_r), abs=1e-6)
+    assert best.log_kappa == pytest.approx(np.ptp(log_r + q @ best.shift), abs=1e-9)
+
+
+def test_nearly_parallel_coordinates_are_solved():
+    """Sinusoidal positions: the program in the original coordinates ends without a solution."""
+    angles = np.arange(2048)[:, None] * 1e4 ** -(np.arange(32) / 32)
+    q = 6 * np.hstack([np.sin(angles), np.cos(angles)])
+    _, log_r = hr.exact_attention(q, q, q, is_causal=True, return_lse=True)
+    assert 0 < hr.best_key_shift(q, log_r).log_kappa < 0.005
 
 
 def test_covered_rows_take_no_part():
