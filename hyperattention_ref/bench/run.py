@@ -5,12 +5,9 @@ The cases are the ceilings of the machine, every length, and every family on whi
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from hyperattention_ref.bench.results import FamilyResult, HostContestantResult,
 from hyperattention_ref.bench.stages import measure_stages, measure_sums
 from hyperattention_ref.bench.timing import limited_threads, take_turns
 from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.pages.environment import environment
 from hyperattention_ref.pages.progress import Step
 from hyperattention_ref.pages.results_folder import ResultsFolder
 
@@ -105,25 +103,3 @@ def claimed_folder(out, settings: Result, facts: dict) -> ResultsFolder:
     content = {"settings": settings.to_dict(), "environment": facts}
     folder.claim(content, "a benchmark with other settings or of another machine")
     return folder
-
-
-def environment(packages: Iterable[str]) -> dict[str, str | int]:
-    """The machine and the versions of what is compared."""
-    facts: dict[str, str | int] = {"processor": _processor(), "cores": os.cpu_count() or 1}
-    facts |= {"system": f"{platform.system()} {platform.machine()}", "Python": platform.python_version()}
-    for package in packages:
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            facts[package] = "not installed"
-    return facts
-
-
-def _processor() -> str:
-    """The model of the processor as the system names it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hyperattention_ref import proofs_checks
+from hyperattention_ref.pages.environment import environment
 from hyperattention_ref.pages.progress import Step, progress_bar
 from hyperattention_ref.pages.wording import number, power_of_ten
 from hyperattention_ref.proofs_checks import Settings, Verdict
@@ -22,13 +24,13 @@ from hyperattention_ref.verify.report import (
     INFORMATION,
     UNEXPECTED,
     Report,
-    environment,
     limit,
     outcome,
     statements,
 )
 from hyperattention_ref.verify.sample_head_measures import METHODS, SampleHeadMeasures, measure_sample_heads
 
+PACKAGES = ("hyperattention-ref", "numpy", "scipy")
 COLOURS = {
     HOLDS: "green",
     NOT_REFUTED: "yellow",
@@ -49,7 +51,8 @@ def run(settings: Settings, out: Path, console: Console) -> bool:
     start = time.perf_counter()
     with progress_bar() as step:
         verdicts, heads = measure(settings, step)
-    report = Report(settings, verdicts, heads, time.perf_counter() - start, environment())
+    facts = environment(PACKAGES) | {"threads": os.environ.get("OMP_NUM_THREADS", "not limited")}
+    report = Report(settings, verdicts, heads, time.perf_counter() - start, facts)
     try:
         write_report(report, out)
     finally:  # where the disk is full, the results can be read here

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 
-import numpy as np
-
-import hyperattention_ref as hr
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.pages.wording import number, power_of_ten
 from hyperattention_ref.proofs_checks import Settings, Verdict
@@ -45,7 +41,7 @@ class Report(Result):
     verdicts : in the order of the paper.
     heads : the sample heads' measures.
     seconds : time of checks and measures.
-    environment : versions and machine, by name.
+    environment : the machine and the versions.
     """
 
     settings: Settings
@@ -102,23 +98,6 @@ class Report(Result):
     def to_dict(self) -> dict:
         words = {"as_expected": self.as_expected, "counts": self.counts, "summary": self.summary}
         return {**words, "findings": self.findings, **super().to_dict()}
-
-
-def environment() -> dict[str, str | int]:
-    """Versions and machine of this run."""
-    import platform
-
-    import scipy
-
-    return {
-        "hyperattention-ref": hr.__version__,
-        "Python": platform.python_version(),
-        "NumPy": np.__version__,
-        "SciPy": scipy.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count() or 1,
-        "threads": os.environ.get("OMP_NUM_THREADS", "not limited"),
-    }
 
 
 def statements(verdicts: list[Verdict]) -> list[list[Verdict]]:

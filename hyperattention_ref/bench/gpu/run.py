@@ -19,10 +19,11 @@ from hyperattention_ref.bench.gpu.device import Gpu
 from hyperattention_ref.bench.gpu.report import GpuReport
 from hyperattention_ref.bench.gpu.results import ConformanceResult, GpuCaseResult, GpuCeilings, GpuContestantResult
 from hyperattention_ref.bench.output_checker import OutputChecker
-from hyperattention_ref.bench.run import claimed_folder, environment
+from hyperattention_ref.bench.run import claimed_folder
 from hyperattention_ref.bench.timing import timed
 from hyperattention_ref.foundation.registry import get_backend
 from hyperattention_ref.foundation.results import Result
+from hyperattention_ref.pages.environment import environment
 from hyperattention_ref.pages.progress import Step
 
 PACKAGES = ("hyperattention-ref", "numpy", "numba", "numba-cuda", "torch")
