@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hyperattention_ref.pages.wording import printable
 
 if TYPE_CHECKING:
+    import typer
     from rich.console import Console
 
 BAD_INPUT = (ValueError, TypeError, OSError, ImportError, MemoryError)
@@ -47,6 +50,22 @@ def numbers(option: str, text: str | None) -> list[int] | None:
     if not all(part.isdecimal() for part in parts):
         raise ValueError(f"{option} is {text!r}; it must be numbers from zero with commas between them, such as 0,1,5")
     return [int(part) for part in parts]
+
+
+def command_line(context: typer.Context) -> str:
+    """The command as it was given, to repeat it elsewhere; of a path only its last part."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[parameter.name]
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if parameter.param_type_name == "option":
+                words.append(parameter.opts[0])
+            if item is not True:
+                words.append(item.name if isinstance(item, Path) else str(item))
+    return printable(shlex.join(words))
 
 
 def console(width: int) -> Console:

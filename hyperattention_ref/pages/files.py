@@ -76,8 +76,28 @@ def render(template: str, **names) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"maths": maths, "number": number, "power_of_ten": power_of_ten}
-    return pages.get_template(template).render(**names)
+    pages.filters |= {"maths": maths, "number": number, "power_of_ten": power_of_ten, "with_anchors": with_anchors}
+    return pages.get_template(template).render(**names).lstrip()
+
+
+def with_anchors(page: str):
+    """Give each h2 of a page an id that links can name.
+
+    Returns
+    -------
+    The headings by id, and the page; both are HTML that is safe if `page` was.
+    """
+    from markupsafe import Markup
+
+    headings: dict[str, Markup] = {}
+
+    def anchored(match: re.Match) -> str:
+        anchor = "-".join(re.findall(r"\w+", Markup(match[1]).striptags().lower()))
+        headings[anchor] = Markup(match[1])
+        return f'<h2 id="{anchor}">{match[1]}</h2>'
+
+    page = Markup(re.sub(r"<h2>(.*?)</h2>", anchored, page, flags=re.DOTALL))
+    return headings, page
 
 
 def maths(text: str):

@@ -1,10 +1,13 @@
 """What the commands share: one line for a refusal, lists of numbers, and the width of the console."""
 
 import errno
+from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from hyperattention_ref.pages.command import console, numbers, refuse
+from hyperattention_ref.pages.command import command_line, console, numbers, refuse
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,22 @@ def test_a_pipe_has_the_width_that_the_tables_need_and_columns_overrides_it(monk
     assert console(190).width == 190
     monkeypatch.setenv("COLUMNS", "77")
     assert console(190).width == 77
+
+
+def test_a_command_is_repeated_without_folders_and_defaults():
+    app, said = typer.Typer(add_completion=False), []
+
+    @app.command()
+    def measure(
+        context: typer.Context,
+        path: Path,
+        seed: int = 0,
+        family: list[str] | None = None,
+        quick: bool = False,
+        n: int = 3,
+    ):
+        said.append(command_line(context))
+
+    arguments = ["/home/me/my maps.npz", "--n", "3", "--family", "a", "--family", "b c", "--quick"]
+    assert CliRunner().invoke(app, arguments, prog_name="hyperattention measure").exit_code == 0
+    assert said == ["hyperattention measure 'my maps.npz' --family a --family 'b c' --quick --n 3"]

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from hyperattention_ref.foundation.results import Result
-from hyperattention_ref.pages.files import maths, write_json, write_plots, write_report
+from hyperattention_ref.pages.files import maths, with_anchors, write_json, write_plots, write_report
 from hyperattention_ref.pages.plot_style import Plot
 
 PAGE = """{% extends "pages/page.html.j2" %}
@@ -106,3 +106,26 @@ def test_a_name_that_the_page_needs_and_nobody_passes_is_an_error(template, tmp_
 )
 def test_formulas_are_typeset_and_escaped(text, html):
     assert maths(text) == html
+
+
+def test_every_heading_is_in_the_jump_list(template, tmp_path):
+    write_report(tmp_path, "data.json", Report(1.0), [], template, about="")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<nav><a href="#plots">Plots</a></nav>' in page
+    assert '<h2 id="plots">Plots</h2>' in page
+
+
+def test_headings_get_anchors_of_their_words():
+    headings, page = with_anchors("<h2>How wrong: <i>α</i> &amp; κ?</h2><p>x</p><h2>Plots</h2>")
+    assert headings == {"how-wrong-α-κ": "How wrong: <i>α</i> &amp; κ?", "plots": "Plots"}
+    assert page == '<h2 id="how-wrong-α-κ">How wrong: <i>α</i> &amp; κ?</h2><p>x</p><h2 id="plots">Plots</h2>'
+
+
+def test_a_report_with_a_command_shows_it(template, tmp_path):
+    @dataclass(frozen=True)
+    class Repeatable(Report):
+        command: str
+
+    write_report(tmp_path, "data.json", Repeatable(1.0, "hyperattention <x>"), [], template, about="")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<code>hyperattention &lt;x&gt;</code>" in page
