@@ -53,8 +53,8 @@ def numbers(option: str, text: str | None) -> list[int] | None:
 
 
 def command_line(context: typer.Context) -> str:
-    """The command as it was given, to repeat it elsewhere; of a path only its last part."""
-    words = context.command_path.split()
+    """The command as it was given, to repeat it elsewhere: of paths, and of names of what is there, the last part."""
+    words = ["hyperattention", *context.command_path.split()[1:]]
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name)
         if source is None or source.name != "COMMANDLINE":
@@ -64,7 +64,8 @@ def command_line(context: typer.Context) -> str:
             if parameter.param_type_name == "option":
                 words.append(parameter.opts[0])
             if item is not True:
-                words.append(item.name if isinstance(item, Path) else str(item))
+                is_path = isinstance(item, Path) or Path(str(item)).exists()
+                words.append(Path(item).name or "." if is_path else str(item))
     return printable(shlex.join(words))
 
 

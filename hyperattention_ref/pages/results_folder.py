@@ -51,8 +51,7 @@ class ResultsFolder:
             raise ValueError(f"{self.path} is no folder; name a folder for the results")
         names = {x.name for x in self.path.iterdir()} if self.path.exists() else set()
         if self.record in names:
-            with named_file(record, "holds no record of a run", "name another folder, or remove it"):
-                differences = list(_differences(strict_json.read(record), json.loads(json.dumps(content))))
+            differences = list(_differences(self.content(), json.loads(json.dumps(content))))
             if differences:
                 facts = f"{'; '.join(differences):.1000}"
                 raise ValueError(f"{self.path} holds {other}: {facts}; name another folder, or remove it")
@@ -103,10 +102,14 @@ class ResultsFolder:
             raise ValueError(f"it was written for another run than the one in {self.record}")
         return content["result"]
 
-    def _record_digest(self) -> str:
+    def content(self) -> Any:
+        """What the record says that the run is of."""
         record = self.path / self.record
         with named_file(record, "holds no record of a run", "name another folder, or remove it"):
-            return _digest(strict_json.read(record))
+            return strict_json.read(record)
+
+    def _record_digest(self) -> str:
+        return _digest(self.content())
 
     def once(
         self, name: str, run: Callable[[], Part], kind: type[Part], keep: Callable[[Part], bool] | None = None

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from hyperattention_ref.pages.command import BAD_INPUT, console, interruptible, numbers, refuse
+from hyperattention_ref.pages.command import BAD_INPUT, command_line, console, interruptible, numbers, refuse
 from hyperattention_ref.plan.recipe import RECIPES
 from hyperattention_ref.surveys.settings import SurveySettings
 
 _LAYERS = typer.Option(help="Layers, as in 0,1; default all.")
 _HEADS = typer.Option(help="Heads of every layer, as in 0,3; default all.")
 _N = typer.Option(min=1, help="Tokens from the start of the text; default all.")
-_PATH = typer.Argument(help="A .npz or .safetensors file of maps: from `capture`, or query, key and value.")
+_MAPS = typer.Argument(
+    metavar="FILE", help="A .npz or .safetensors file of maps: from `capture`, or query, key and value."
+)
 _DEMO = typer.Option("--demo", help="The six heads that ship with the package, instead of a file.")
-_RECIPES = typer.Option(help="Recipes to compare, separated by commas.")
+_RECIPES = typer.Option(show_default="all", help="Recipes to compare, separated by commas.")
 _BUDGET = typer.Option(min=1, help="Keys for each query; a recipe’s pilot comes on top.")
-_ROWS = typer.Option(min=1, help="Exact rows for masses and errors; default 1024, or all if fewer.")
+_ROWS = typer.Option(
+    metavar="NUMBER | auto",
+    help="Exact rows for masses and errors; auto: until the verdict is sure. Default: all if that is quick, else 1024.",
+)
+_EXACT = typer.Option("--exact", help="All rows, so that masses and errors are exact.")
+_AGAINST = typer.Option(help="Folder of another survey: show what changed since, head by head.")
 _CONFIDENCE = typer.Option(help="Confidence of every bound by itself, between 0 and 1.")
 _TOLERANCE = typer.Option(help="Relative error up to which a recipe may stand in for a head.")
 _MIN_SEQ_LEN = typer.Option(min=1, help="Causal ranges up to this length are exact.")
@@ -32,14 +39,16 @@ _OUT = typer.Option(help="Folder of the results; a survey that was interrupted r
 
 
 def measure(
-    path: Annotated[Path | None, _PATH] = None,
+    context: typer.Context,
+    maps: Annotated[Path | None, _MAPS] = None,
     demo: Annotated[bool, _DEMO] = False,
     layers: Annotated[str | None, _LAYERS] = None,
     heads: Annotated[str | None, _HEADS] = None,
     n: Annotated[int | None, _N] = None,
     recipes: Annotated[str, _RECIPES] = ",".join(RECIPES),
     budget: Annotated[int, _BUDGET] = SurveySettings.budget,
-    rows: Annotated[int | None, _ROWS] = None,
+    rows: Annotated[str | None, _ROWS] = None,
+    exact: Annotated[bool, _EXACT] = False,
     confidence: Annotated[float, _CONFIDENCE] = SurveySettings.confidence,
     tolerance: Annotated[float, _TOLERANCE] = SurveySettings.tolerance,
     min_seq_len: Annotated[int, _MIN_SEQ_LEN] = SurveySettings.min_seq_len,
@@ -47,30 +56,57 @@ def measure(
     jobs: Annotated[int, _JOBS] = 1,
     seed: Annotated[int, _SEED] = SurveySettings.seed,
     out: Annotated[Path, _OUT] = Path("survey"),
+    against: Annotated[Path | None, _AGAINST] = None,
 ) -> None:
-    """Measure real attention maps: hardness, what each recipe finds, its error, and a verdict for each head."""
-    from hyperattention_ref.surveys.console import run
+    """Measure real attention maps: hardness, what recipes find, their errors, verdicts."""
+    from hyperattention_ref.surveys.console import measure_file, show
+    from hyperattention_ref.surveys.report import make_report
+    from hyperattention_ref.surveys.survey import load_survey
 
-    if demo == (path is not None):
+    if demo == (maps is not None):
         refuse("give either a file of maps or --demo")
-    sample = resources.files("hyperattention_ref") / "data" / "minilm_heads.npz"
-    maps = resources.as_file(sample) if demo else nullcontext(path)
     try:
         settings = SurveySettings(
             n=n,
             recipes=tuple(name.strip() for name in recipes.split(",")),
             budget=budget,
-            rows=rows,
+            rows=_rows(rows, exact),
             confidence=confidence,
             tolerance=tolerance,
             min_seq_len=min_seq_len,
             seed=seed,
             backend=backend,
         )
-        with interruptible(f"finished heads are in {out}; the same command goes on there"), maps as file:
-            run(file, out, settings, console(190), **_chosen(layers, heads), n_jobs=jobs)
+        chosen = _chosen(layers, heads)
+        other = (against.name, load_survey(against)) if against else None
+        with interruptible(f"finished heads are in {out}; the same command goes on there"):
+            with _file(maps) as file:
+                results = measure_file(file, out, settings, **chosen, n_jobs=jobs)
+            report = make_report(out, settings, results, command_line(context), other)
+            show(report, out, console(190))
     except BAD_INPUT as error:
         refuse(error)
+
+
+def _file(maps: Path | None) -> AbstractContextManager[Path]:
+    """The file of maps that was named, or of the sample heads."""
+    sample = resources.files("hyperattention_ref") / "data" / "minilm_heads.npz"
+    return resources.as_file(sample) if maps is None else nullcontext(maps)
+
+
+def _rows(rows: str | None, exact: bool) -> int | Literal["auto", "all"] | None:
+    """The setting `rows` from the options --rows and --exact."""
+    if exact and rows is not None:
+        raise ValueError("give --exact, which takes all rows, or --rows, but not both")
+    if exact:
+        return "all"
+    if rows is None:
+        return None
+    if rows == "auto":
+        return "auto"
+    if not rows.isdecimal():
+        raise ValueError(f"--rows is {rows!r}; it must be a number of rows, or auto; for all rows say --exact")
+    return int(rows)
 
 
 def capture(

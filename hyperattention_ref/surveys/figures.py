@@ -78,15 +78,14 @@ def mass_maps(report: SurveyReport) -> Plot:
 
 def error_maps(report: SurveyReport) -> Plot:
     """The relative error of every recipe and of the mean of V."""
-    panels = {name: report.errors(name) for name in (*report.settings.recipes, MEAN)}
+    panels = {name: report.estimates(name) for name in (*report.settings.recipes, MEAN)}
     panels = _with_median(panels, "{:.2f}", {MEAN: "baseline: mean of V"})
-    all_rows = all(head.rows == head.n for head in report.heads)
-    red = "red is further off" if all_rows else "red may be further off, or the bound is loose"
     figure = _heat_maps(report, panels, "{:.2f}", "RdBu_r", lambda _: TwoSlopeNorm(1, 0, 2))
     return Plot(
         "error_maps",
-        f"Relative error head by head: blue is closer to attention than an output of zeros, {red}",
-        "Upper bounds of ‖Att − output‖_F / ‖Att‖_F at the stated confidence; in brackets the median over the heads. "
+        "Relative error head by head: blue is closer to attention than an output of zeros, red is further off",
+        f"‖Att − output‖_F / ‖Att‖_F, {'estimated from drawn rows' if report.sampled else 'exact'}; in brackets the "
+        "median over the heads. "
         "The zero output has the error 1, which is white; the mean of V is the last map.",
         figure,
     )
@@ -141,7 +140,7 @@ def _numbers(axes: Axes, cells: np.ndarray, image: AxesImage, form: str) -> None
 
 def errors(report: SurveyReport) -> Plot:
     """One line for each recipe, one dot for each head, and the two baselines below."""
-    recipes = sorted(report.settings.recipes, key=lambda name: np.median(report.errors(name)))
+    recipes = sorted(report.settings.recipes, key=lambda name: np.median(report.estimates(name)))
     lines = [*recipes, MEAN, ZERO]
     figure = Figure(figsize=(10, 1.1 + 0.36 * len(lines)))
     axes = figure.subplots()
@@ -149,9 +148,9 @@ def errors(report: SurveyReport) -> Plot:
     first = report.heads[0].recipes
     labels = [f"{label(x)}{', with a pilot' if first[x].pilot_rows else ''}" for x in recipes]
     for y, name in enumerate(lines):
-        x, colour = report.errors(name), BLUE if name in recipes else GREY
-        finite = np.isfinite(x)
-        axes.plot(x[finite], y + spread[finite], "o", color=colour, alpha=0.55, markersize=4.5, markeredgewidth=0)
+        x, bounds, colour = report.estimates(name), report.bounds(name), BLUE if name in recipes else GREY
+        axes.hlines(y + spread, x, np.where(np.isfinite(bounds), bounds, x), color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(x, y + spread, "o", color=colour, alpha=0.55, markersize=4.5, markeredgewidth=0)
         axes.plot([np.median(x)] * 2, [y - 0.36, y + 0.36], color=BLACK, linewidth=2)
         axes.text(1.01, y, f"{np.median(x):.2f}", va="center", transform=axes.get_yaxis_transform())
     axes.text(1.01, -0.9, "median", va="center", transform=axes.get_yaxis_transform(), color="#555555")
@@ -159,15 +158,16 @@ def errors(report: SurveyReport) -> Plot:
     axes.axvline(report.settings.tolerance, color=RED, linewidth=1.2)
     axes.text(report.settings.tolerance, -0.9, "tolerance ", color=RED, ha="left", va="center")
     axes.set_yticks(range(len(lines)), [*labels, "baseline: mean of V", "baseline: zero output"])
-    axes.set(ylim=(len(lines) - 0.4, -0.6), xlabel="relative Frobenius error, bounded", xlim=(0, None))
+    axes.set(ylim=(len(lines) - 0.4, -0.6), xlabel="relative Frobenius error", xlim=(0, None))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    within = sum(bool((report.errors(name) <= report.settings.tolerance).any()) for name in recipes)
+    within = sum(bool((report.bounds(name) <= report.settings.tolerance).any()) for name in recipes)
     return Plot(
         "errors",
         f"{'No recipe' if not within else f'{within} of {len(recipes)} recipes'} within the tolerance "
         f"{'on any head' if not within else 'on some head'}; least error in the median: {label(recipes[0])}",
-        f"One dot for each head, at {report.settings.budget} keys for each query; the bar is the median. A recipe is "
+        f"One dot for each head, at {report.settings.budget} keys for each query"
+        f"{', with a line up to the bound' if report.sampled else ''}; the bar is the median. A recipe is "
         "of use on a head where it lies left of both baselines, which look at no query. The pilots’ keys come on top.",
         figure,
     )

@@ -7,18 +7,55 @@ import io
 from pathlib import Path
 
 from hyperattention_ref.pages import files
-from hyperattention_ref.pages.wording import span
+from hyperattention_ref.pages.wording import number, power_of_ten, span
+from hyperattention_ref.surveys import comparison
 from hyperattention_ref.surveys.figures import draw_figures
-from hyperattention_ref.surveys.report import SurveyReport, keys, label, table
+from hyperattention_ref.surveys.report import (
+    VERDICTS,
+    SurveyReport,
+    error_number,
+    error_words,
+    keys,
+    kind,
+    label,
+    limits,
+    overflows,
+    table,
+)
+
+NAMES = {
+    "error_number": error_number,
+    "error_words": error_words,
+    "keys": keys,
+    "kind": kind,
+    "label": label,
+    "limits": limits,
+    "number": number,
+    "overflows": overflows,
+    "power_of_ten": power_of_ten,
+    "span": span,
+    "verdicts": VERDICTS,
+}
+"""What the page's template uses beside the report and its plots."""
+COMPARISON = "comparison.csv"
 
 
 def write_report(report: SurveyReport, folder: Path) -> None:
-    """Write measures.json, measures.csv, the plots as PNG and report.html to a folder, each whole or not at all."""
-    rows, lines = list(table(report)), io.StringIO()
+    """Write measures.json, measures.csv, the plots as PNG and report.html to a folder, each whole or not at all.
+
+    With a comparison also comparison.csv; without one, a file of that name is from another run, and removed.
+    """
+    _write_csv(folder / "measures.csv", list(table(report)))
+    if report.comparison and report.comparison.heads:
+        _write_csv(folder / COMPARISON, list(comparison.table(report.comparison)))
+    else:
+        (folder / COMPARISON).unlink(missing_ok=True)
+    files.write_report(folder, "measures.json", report, draw_figures(report), "surveys/page.html.j2", **NAMES)
+
+
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    lines = io.StringIO()
     writer = csv.DictWriter(lines, rows[0])
     writer.writeheader()
     writer.writerows(rows)
-    files.write_text(folder / "measures.csv", lines.getvalue())
-    files.write_report(
-        folder, "measures.json", report, draw_figures(report), "surveys/page.html.j2", keys=keys, label=label, span=span
-    )
+    files.write_text(path, lines.getvalue())

@@ -78,6 +78,22 @@ def load_results(out) -> Iterator[HeadMeasures]:
     yield from sorted((folder.read(name, HeadMeasures) for name in names), key=_PLACE)
 
 
+def load_survey(out) -> tuple[dict, list[HeadMeasures]]:
+    """The record of a survey folder and its finished heads.
+
+    Raises
+    ------
+    ValueError : `out` is no folder of a survey, holds no finished head, or something that was not written so.
+    """
+    folder = _folder(out)
+    if not (folder.path / folder.record).is_file():
+        raise ValueError(f"{out} is no survey: it has no {folder.record}; name the --out folder of another run")
+    record, heads = folder.content(), list(load_results(out))
+    if not heads:
+        raise ValueError(f"{out} has no finished head; run its command to the end, or name another folder")
+    return record, heads
+
+
 def _folder(out) -> ResultsFolder:
     return ResultsFolder(Path(out), "survey.json", "heads")
 

@@ -1,5 +1,6 @@
 """`hyperattention measure` and `capture`: what they print, and what they refuse."""
 
+import json
 import math
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import hyperattention_ref as hr
 from hyperattention_ref.maps import model_capture
 from hyperattention_ref.surveys import survey as survey_module
+from hyperattention_ref.surveys.report import error_number, error_words
 from hyperattention_ref.surveys.survey import load_results
 
 from .small_maps import arrays
@@ -39,8 +41,9 @@ def test_every_head_has_a_line_with_its_numbers(surveyed, heads):
     assert result.exit_code == 0, result.output
     for head in heads:
         line = next(line for line in result.output.splitlines() if line.startswith(head.name))
-        assert f"{head.baselines['mean'].relative_frobenius:.2f}" in line
-        assert f"{head.recipes['paper'].relative_frobenius:.2f}" in line
+        assert error_number(head.baselines["mean"].relative_frobenius_estimate) in line
+        assert error_words(head, "paper") in line
+        assert error_words(head, head.best_recipe) in line
         assert f"{head.hardness.log_kappa / math.log(10):.1f}" in line
         assert line.rstrip().endswith(head.verdict)
 
@@ -91,6 +94,17 @@ def test_a_causal_map_shows_its_rectangles(invoke, tmp_path):
     assert "exact leaves up to" in page
 
 
+@pytest.mark.parametrize(
+    ("options", "rows"), [((), None), (("--rows", "17"), 17), (("--rows", "auto"), "auto"), (("--exact",), "all")]
+)
+def test_rows_are_a_number_or_auto_or_all(invoke, maps, tmp_path, options, rows):
+    result = invoke(
+        "measure", maps, "--layers", 0, "--heads", 0, "--recipes", "paper", *options, "--out", tmp_path / "o"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "o" / "survey.json").read_text())["settings"]["rows"] == rows
+
+
 def refused(result, out, *words):
     """Exit code 2, one line, nothing written."""
     assert result.exit_code == 2, result.output
@@ -110,6 +124,11 @@ def refused(result, out, *words):
         (("--recipes", ""), ("recipe '' is unknown",)),
         (("--n", "161"), ("n is 161 and L0H0 has 160 tokens",)),
         (("--rows", "161"), ("rows is 161",)),
+        (("--rows", "0"), ("rows is 0",)),
+        (("--rows", "many"), ("--rows is 'many'", "a number of rows, or auto", "--exact")),
+        (("--rows", "8", "--exact"), ("give --exact, which takes all rows, or --rows, but not both",)),
+        (("--rows", "auto", "--exact"), ("but not both",)),
+        (("--against", "nothing"), ("nothing is no survey: it has no survey.json",)),
         (("--confidence", "1"), ("confidence is 1",)),
         (("--tolerance", "-1"), ("tolerance is -1",)),
         (("--backend", "none"), ("'none' is unknown",)),
