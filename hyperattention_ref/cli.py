@@ -19,7 +19,7 @@ USAGE = """\
 usage: hyperattention [-h] [--version] COMMAND [OPTIONS]
 
   verify         check the paper, statement by statement, and write a report
-  measure        measure real attention maps
+  measure        measure real attention maps, of a file or of a model
   capture        keep the queries, keys and values of a model
   bench          time HyperAttention on this machine
   bench-gpu      time the GPU backends on this machine's GPU

@@ -103,26 +103,42 @@ def capture_text(
     Raises
     ------
     ValueError
-        if the text is not in UTF-8, has more tokens than the model takes, or fewer than `n`; and as `capture`.
+        if transformers cannot load the model; if the text is not in UTF-8, has more tokens than the model takes, or
+        fewer than `n`; and as `capture`.
     """
     _, transformers = _libraries()
     _check_target(path, overwrite)
     text_path = Path(text_path)
     with named_file(text_path, "is no text in UTF-8", "save it in UTF-8"):
         text = text_path.read_text(encoding="utf-8")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model_name_or_path)
+    with _loading(model_name_or_path):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model_name_or_path)
+        config = transformers.AutoConfig.from_pretrained(model_name_or_path)
     truncation = {} if n is None else {"truncation": True, "max_length": inputs.count("n", n)}
     encoded = tokenizer(text, return_tensors="pt", verbose=False, **truncation)
-    config = transformers.AutoConfig.from_pretrained(model_name_or_path)
     length, limit = encoded["input_ids"].shape[1], getattr(config, "max_position_embeddings", None)
     if n is not None and length < n:
         raise ValueError(f"n is {n} but {text_path} has {length} tokens; give a longer text or a smaller n")
     if limit is not None and length > limit:
         raise ValueError(f"{text_path} has {length} tokens but the model takes {limit}; pass n={limit} or a smaller n")
-    model = transformers.AutoModel.from_pretrained(model_name_or_path).eval()
+    with _loading(model_name_or_path):
+        model = transformers.AutoModel.from_pretrained(model_name_or_path).eval()
     name = text_path.name.encode("utf-8", "replace").decode()  # a file's name may be no UTF-8
     source = f"{name}, first {length} tokens"
     return capture(model, encoded, path, layers=layers, heads=heads, source=source, overwrite=overwrite)
+
+
+@contextmanager
+def _loading(model_name_or_path) -> Iterator[None]:
+    """Whatever transformers raises where there is no model becomes one line that names the model."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        raise ValueError(
+            f"{model_name_or_path} is no model that transformers can load ({reason}); give a name on the hub, or a "
+            "folder with configuration, weights and tokenizer"
+        ) from error
 
 
 def _check_target(path, overwrite: bool) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hyperattention_ref.pages.command import BAD_INPUT, command_line, console, interruptible, numbers, refuse
+from hyperattention_ref.pages.wording import printable
 from hyperattention_ref.plan.recipe import RECIPES
 from hyperattention_ref.surveys.settings import SurveySettings
 
@@ -17,8 +21,10 @@ _LAYERS = typer.Option(help="Layers, as in 0,1; default all.")
 _HEADS = typer.Option(help="Heads of every layer, as in 0,3; default all.")
 _N = typer.Option(min=1, help="Tokens from the start of the text; default all.")
 _MAPS = typer.Argument(
-    metavar="FILE", help="A .npz or .safetensors file of maps: from `capture`, or query, key and value."
+    metavar="FILE | MODEL", help="A .npz or .safetensors file of maps; or a transformers model, its name or folder."
 )
+_TEXT = typer.Argument(metavar="TEXT", help="For a model: a text file in UTF-8, on which its maps are captured first.")
+_KEEP = typer.Option(help="For a model: the file of its maps, kept, and used if it is there; default a temporary one.")
 _DEMO = typer.Option("--demo", help="The six heads that ship with the package, instead of a file.")
 _RECIPES = typer.Option(show_default="all", help="Recipes to compare, separated by commas.")
 _BUDGET = typer.Option(min=1, help="Keys for each query; a recipe’s pilot comes on top.")
@@ -40,8 +46,10 @@ _OUT = typer.Option(help="Folder of the results; a survey that was interrupted r
 
 def measure(
     context: typer.Context,
-    maps: Annotated[Path | None, _MAPS] = None,
+    maps: Annotated[str | None, _MAPS] = None,
+    text: Annotated[Path | None, _TEXT] = None,
     demo: Annotated[bool, _DEMO] = False,
+    keep: Annotated[Path | None, _KEEP] = None,
     layers: Annotated[str | None, _LAYERS] = None,
     heads: Annotated[str | None, _HEADS] = None,
     n: Annotated[int | None, _N] = None,
@@ -58,13 +66,12 @@ def measure(
     out: Annotated[Path, _OUT] = Path("survey"),
     against: Annotated[Path | None, _AGAINST] = None,
 ) -> None:
-    """Measure real attention maps: hardness, what recipes find, their errors, verdicts."""
+    """Measure real attention maps, of a file or of a model: hardness, what recipes find, their errors, verdicts."""
     from hyperattention_ref.surveys.console import measure_file, show
     from hyperattention_ref.surveys.report import make_report
     from hyperattention_ref.surveys.survey import load_survey
 
-    if demo == (maps is not None):
-        refuse("give either a file of maps or --demo")
+    _check_source(maps, text, demo, keep)
     try:
         settings = SurveySettings(
             n=n,
@@ -80,18 +87,49 @@ def measure(
         chosen = _chosen(layers, heads)
         other = (against.name, load_survey(against)) if against else None
         with interruptible(f"finished heads are in {out}; the same command goes on there"):
-            with _file(maps) as file:
-                results = measure_file(file, out, settings, **chosen, n_jobs=jobs)
+            if maps and text:
+                results = _measure_model(maps, text, keep, out, settings, chosen, jobs)
+            else:
+                with _file(maps) as file:
+                    results = measure_file(file, out, settings, **chosen, n_jobs=jobs)
             report = make_report(out, settings, results, command_line(context), other)
             show(report, out, console(190))
     except BAD_INPUT as error:
         refuse(error)
 
 
-def _file(maps: Path | None) -> AbstractContextManager[Path]:
+def _measure_model(model: str, text: Path, keep: Path | None, out: Path, settings: SurveySettings, chosen, jobs: int):
+    """Capture and measure, unless a run of the same did all of it."""
+    from hyperattention_ref.surveys import captured
+    from hyperattention_ref.surveys.console import measure_file
+
+    asked = captured.asked_for(model, text, settings, **chosen)
+    if (results := captured.finished(out, asked)) is None:
+        if keep is None or not keep.exists():
+            print(f"capturing the maps of {printable(model)}", file=sys.stderr)
+        with captured.captured(model, text, keep, n=settings.n, **chosen) as file:
+            results = measure_file(file, out, settings, **chosen, n_jobs=jobs)
+        captured.note_finished(out, asked, results)
+    return results
+
+
+def _check_source(maps: str | None, text: Path | None, demo: bool, keep: Path | None) -> None:
+    """Refuse what names no maps, or names them twice."""
+    if demo == (maps is not None):
+        refuse("give either a file of maps or --demo, or a model and a text")
+    if maps is not None and text is None and not Path(maps).is_file():
+        reason = os.strerror(errno.EISDIR if Path(maps).is_dir() else errno.ENOENT)
+        refuse(f"{maps}: {reason}; for a model give a text, too: hyperattention measure MODEL TEXT")
+    if maps is not None and text is not None and Path(maps).is_file():
+        refuse(f"{maps} is a file, and a text belongs to a model; give the file alone, or a model's name or folder")
+    if keep is not None and text is None:
+        refuse("--keep keeps the maps of a model; give a model and a text, too: hyperattention measure MODEL TEXT")
+
+
+def _file(maps: str | None) -> AbstractContextManager[Path]:
     """The file of maps that was named, or of the sample heads."""
     sample = resources.files("hyperattention_ref") / "data" / "minilm_heads.npz"
-    return resources.as_file(sample) if maps is None else nullcontext(maps)
+    return resources.as_file(sample) if maps is None else nullcontext(Path(maps))
 
 
 def _rows(rows: str | None, exact: bool) -> int | Literal["auto", "all"] | None:

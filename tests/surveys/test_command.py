@@ -128,7 +128,9 @@ def refused(result, out, *words):
         (("--rows", "many"), ("--rows is 'many'", "a number of rows, or auto", "--exact")),
         (("--rows", "8", "--exact"), ("give --exact, which takes all rows, or --rows, but not both",)),
         (("--rows", "auto", "--exact"), ("but not both",)),
+        (("--keep", "kept.npz"), ("--keep keeps the maps of a model", "MODEL TEXT")),
         (("--against", "nothing"), ("nothing is no survey: it has no survey.json",)),
+        (("a text.txt",), ("maps.npz is a file, and a text belongs to a model",)),
         (("--confidence", "1"), ("confidence is 1",)),
         (("--tolerance", "-1"), ("tolerance is -1",)),
         (("--backend", "none"), ("'none' is unknown",)),
@@ -142,7 +144,7 @@ def test_bad_arguments_are_refused(invoke, maps, tmp_path, arguments, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, ("No such file",)),
+        (None, ("No such file or directory", "MODEL TEXT")),
         (b"text", ("maps.npz",)),
         ({"query": np.ones((4, 2))}, ("lacks key, value",)),
         (arrays(value=np.full((4, 160, 8), np.nan, np.float32)), ("value of L0H0", "non-finite")),
