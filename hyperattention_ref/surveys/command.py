@@ -35,6 +35,7 @@ _ROWS = typer.Option(
 _EXACT = typer.Option("--exact", help="All rows, so that masses and errors are exact.")
 _AGAINST = typer.Option(help="Folder of another survey: show what changed since, head by head.")
 _CONFIDENCE = typer.Option(help="Confidence of every bound by itself, between 0 and 1.")
+_OP_NORM = typer.Option("--op-norm/--no-op-norm", help="Compute ‖P‖ and the stable rank of every head.")
 _TOLERANCE = typer.Option(help="Relative error up to which a recipe may stand in for a head.")
 _MIN_SEQ_LEN = typer.Option(min=1, help="Causal ranges up to this length are exact.")
 _BACKEND = typer.Option(help="Backend; see `hyperattention backends`. Default: chosen by the inputs.")
@@ -58,6 +59,7 @@ def measure(
     rows: Annotated[str | None, _ROWS] = None,
     exact: Annotated[bool, _EXACT] = False,
     confidence: Annotated[float, _CONFIDENCE] = SurveySettings.confidence,
+    op_norm: Annotated[bool, _OP_NORM] = SurveySettings.op_norm,
     tolerance: Annotated[float, _TOLERANCE] = SurveySettings.tolerance,
     min_seq_len: Annotated[int, _MIN_SEQ_LEN] = SurveySettings.min_seq_len,
     backend: Annotated[str | None, _BACKEND] = None,
@@ -79,6 +81,7 @@ def measure(
             budget=budget,
             rows=_rows(rows, exact),
             confidence=confidence,
+            op_norm=op_norm,
             tolerance=tolerance,
             min_seq_len=min_seq_len,
             seed=seed,

@@ -58,8 +58,8 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> HeadMeasures:
     -------
     HeadMeasures
 
-    Cost: about 4/3 exact streaming passes for the hardness of the head and its prefixes, one for the errors of all
-    recipes together (or `rows` exact rows), and for each recipe its own cost.
+    Cost: about 4/3 exact streaming passes for the hardness of the head and its prefixes, 2 to 24 for the norm of P,
+    one for the errors of all recipes together (or `rows` exact rows), and for each recipe its own cost.
     """
     q, k, v = prefix(head, settings)
     n, backend = len(q), select(settings.backend, q)
@@ -197,10 +197,10 @@ def _recipe(name: str, plan: HeadPlan, mass: Mass, errors: ErrorBounds, settings
 
 
 def _hardness(q, k, head: AttentionMap, settings: SurveySettings, *, log_kappa_shifted: float | None) -> HeadHardness:
-    """Exact hardness; the norm of P only where it is cheap."""
+    """Exact hardness, with the norm of P if asked for."""
     n = len(k)
     common: dict[str, Any] = {"scale": head.scale, "rng": noise_of(head, settings), "backend": settings.backend}
-    h = hr.hardness(q, k, is_causal=head.is_causal, op_norm=n <= MOST_ROWS, **common)
+    h = hr.hardness(q, k, is_causal=head.is_causal, op_norm=settings.op_norm, **common)
     rectangles = None
     if head.is_causal:
         parts = hr.causal_hardness(q, k, min_seq_len=settings.min_seq_len, op_norm=False, **common)

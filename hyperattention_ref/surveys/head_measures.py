@@ -32,7 +32,7 @@ class HeadHardness(Result):
 
     Attributes
     ----------
-    op_norm, op_norm_high, stable_rank : None for heads beyond 8192 tokens.
+    op_norm, op_norm_high, stable_rank : None where the settings leave them out.
     overflows : by type, whether exp of the largest logit overflows it.
     heavy_columns : the 32 heaviest keys, the heaviest first.
     alpha_left_out : alpha by the number of heaviest columns left out: 0, 1, 4, 32 and n // 16, where the head has more.

@@ -23,6 +23,7 @@ class SurveySettings(Result):
     rows : exact rows for the errors, as in `certify`: a number, "auto", "all", or None for all rows where that takes
         less than about a minute, else 1024. A number is also that of the rows for masses, else 1024, or all if fewer.
     confidence : of every bound by itself.
+    op_norm : whether to compute ||P||_op and the stable rank, which take up to 24 exact passes.
     tolerance : relative Frobenius error up to which a recipe may replace the head.
     min_seq_len : causal ranges up to this length are exact.
     seed : of every draw; all recipes of a head share its noise, other heads have other noise.
@@ -34,6 +35,7 @@ class SurveySettings(Result):
     budget: int = 64
     rows: int | Literal["auto", "all"] | None = None
     confidence: float = 0.95
+    op_norm: bool = True
     tolerance: float = 0.1
     min_seq_len: int = 4096
     seed: int = 0
@@ -51,6 +53,7 @@ class SurveySettings(Result):
             raise ValueError(f'rows is {self.rows!r}; it must be a number, "auto", "all" or None')
         if not (self.rows is None or isinstance(self.rows, str)):
             inputs.count("rows", self.rows)
+        inputs.boolean("op_norm", self.op_norm)
         inputs.count("min_seq_len", self.min_seq_len)
         inputs.count("seed", self.seed, least=0)
         inputs.positive("tolerance", self.tolerance)

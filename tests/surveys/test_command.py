@@ -84,6 +84,14 @@ def test_layers_heads_and_prefix_choose_what_is_measured(invoke, maps, tmp_path)
     assert list(head.recipes) == ["uniform"]
 
 
+def test_the_norm_can_be_left_out(invoke, maps, tmp_path):
+    options = ("--layers", "3", "--recipes", "uniform", "--no-op-norm", "--out", tmp_path / "out")
+    result = invoke("measure", maps, *options)
+    assert result.exit_code == 0, result.output
+    for head in load_results(tmp_path / "out"):
+        assert [head.hardness.op_norm, head.hardness.op_norm_high, head.hardness.stable_rank] == [None] * 3
+
+
 def test_a_causal_map_shows_its_rectangles(invoke, tmp_path):
     np.savez(tmp_path / "maps.npz", **arrays(n=256, is_causal=True))
     options = ("--recipes", "paper", "--budget", 16, "--min-seq-len", 64, "--out", tmp_path / "out")

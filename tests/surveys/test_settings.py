@@ -15,6 +15,7 @@ import hyperattention_ref as hr
         ({"confidence": 1.0}, ValueError, "confidence is 1.0"),
         ({"tolerance": 0}, ValueError, "tolerance is 0.0"),
         ({"n": True}, TypeError, "n is True"),
+        ({"op_norm": "no"}, TypeError, "op_norm is 'no'"),
         ({"seed": True}, TypeError, "seed is True"),
         ({"seed": -1}, ValueError, "seed is -1"),
     ],
