@@ -43,8 +43,8 @@ def best_key_shift(q, log_unmasked, *, scale=None) -> KeyShift:
 
     Returns
     -------
-    KeyShift. Cost: some five to ten linear programs (HiGHS) in d + 2 variables, each with a dozen (d + 2) constraints
-    rather than all 2 n_q, and n_q d^2 operations.
+    KeyShift. Cost: some five to ten linear programs (HiGHS) in d + 2 variables, with 4 (d + 2) to 20 (d + 2)
+    constraints rather than all 2 n_q, and n_q d^2 operations.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def _least_spread(r: np.ndarray, x: np.ndarray) -> np.ndarray:
     The program of some rows has a value that the one of all rows cannot undercut; the rows outside its range join it
     until there is none.
     """
-    chosen, step = np.zeros(len(r), dtype=bool), 2 * (x.shape[1] + 2)
+    chosen, step = np.zeros(len(r), dtype=bool), x.shape[1] + 2
     chosen[:: -(-len(r) // (2 * step))] = True
     while True:
         c, low, high = _solve(r[chosen], x[chosen])
