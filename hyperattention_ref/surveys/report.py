@@ -31,12 +31,12 @@ KAPPAS = {
 VERDICTS = {
     "not approximated": ("·", "the map is causal and so short that every recipe computes it exactly"),
     "window + sinks suffice": ("W", "window + sinks, which looks at no query, is within"),
-    "replace, with": ("R+", "the named recipe is within, and has the least error"),
     "replace": ("R", "the paper’s recipe is within"),
+    "replace, with": ("R+", "the named recipe is within, and has the least error"),
     "keep exact": ("K", "no recipe is within"),
     "undecided": ("?", "these rows cannot tell; the rule says how many would"),
 }
-"""The beginning of each verdict, its mark on the map, and what it means."""
+"""The beginning of each verdict, in the order of the rules, its mark on the map, and what it means."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -148,7 +148,7 @@ def keys(recipe: RecipeMeasures) -> str:
 
 def kind(verdict: str) -> str:
     """The one of `VERDICTS` that a verdict belongs to."""
-    return next(name for name in VERDICTS if verdict.startswith(name))
+    return max((name for name in VERDICTS if verdict.startswith(name)), key=len)
 
 
 def error_number(x: float) -> str:

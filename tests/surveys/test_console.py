@@ -68,3 +68,9 @@ def test_the_table_of_heads_fits_usual_terminals(heads, width, absent):
         assert label(head.best_recipe).split()[0] in line
     assert ("In a wider terminal" in output) == bool(absent)
     assert "estimate ± standard error ≤ bound at 95%" in " ".join(output.split())
+
+
+def test_a_short_text_is_not_broken_into_lines():
+    assert Column("verdict", ["keep exact"], 0, is_text=True).least_width == len("keep exact")
+    assert Column("verdict", ["window + sinks suffice"], 0, is_text=True).least_width == 14
+    assert Column("error", ["0.46 ± 0.02 ≤ 0.51"], 0).least_width == 18
