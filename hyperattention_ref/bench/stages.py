@@ -37,7 +37,7 @@ PASSES = {
     "exact attention": "`exact_attention` of one head, the unit",
     "sums": "`attention_sums`: α, the row sums and the entropy",
     "sums with the plan": "the same with the plan's blocks as the mask: κ",
-    "Lanczos step": "P x and Pᵀ y for one vector, as for ‖P‖_op",
+    "product with PᵀP": "P x and Pᵀ y for one vector, as for ‖P‖_op",
 }
 """The exact measures, on the first head, and what each is."""
 
@@ -67,14 +67,14 @@ def measure_sums(settings: BenchSettings, heads: Heads, backend: str) -> dict[st
     x = np.random.default_rng(settings.seed).standard_normal((len(k), 1)).astype(k.dtype)
     lse = engine.attention_sums(q, k, None, **heads.options).log_total
 
-    def lanczos_step():
+    def gram_product():
         y, _ = engine.exact_attention(q, k, x, **heads.options)
         engine.transposed_attention(q, k, y, lse, **heads.options)
 
     calls = {
         "exact attention": lambda: engine.exact_attention(q, k, v, **heads.options),
         "sums": lambda: engine.attention_sums(q, k, None, **heads.options),
-        "Lanczos step": lanczos_step,
+        "product with PᵀP": gram_product,
     }
     if not heads.is_causal:
         (rectangle,) = planned(settings, heads, backend).heads[0].rectangles

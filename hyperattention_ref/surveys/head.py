@@ -221,7 +221,7 @@ def _log_kappa_shifted(q, k, head: AttentionMap) -> float | None:
     """Ln kappa at the best key shift, only where the linear program is small."""
     if len(q) > MOST_ROWS:
         return None
-    _, log_r = hr.exact_attention(q, k, k, scale=head.scale, is_causal=head.is_causal, return_lse=True)
+    _, log_r = hr.exact_attention(q, k, k[:, :1], scale=head.scale, is_causal=head.is_causal, return_lse=True)
     return float(hr.best_key_shift(q, log_r, scale=head.scale).log_kappa)
 
 

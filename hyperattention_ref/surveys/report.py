@@ -236,7 +236,9 @@ def table(report: SurveyReport) -> Iterator[dict]:
     """One row of the CSV file for each head; kappas as natural logarithms, as everywhere in the data."""
     for head in report.heads:
         h = head.hardness
-        row = {name: getattr(head, name) for name in ("name", "layer", "head", "is_causal", "n", "d", "rows", "mass_rows")}
+        row = {
+            name: getattr(head, name) for name in ("name", "layer", "head", "is_causal", "n", "d", "rows", "mass_rows")
+        }
         row |= {"alpha": h.alpha} | {f"alpha_{k}": h.alpha_left_out.get(k) for k in (1, 4, 32)}
         fields = (*KAPPAS, "stable_rank", "op_norm", "frobenius_norm", "logit_min", "logit_max")
         row |= {name: getattr(h, name) for name in fields}

@@ -25,7 +25,13 @@ def test_the_command_shows_tables_and_writes_the_report(tmp_path, is_causal):
     options = ["--causal", "--min-seq-len", 24] if is_causal else ["--value-dim", 3, "--heads", 2]
     result = invoke(*FEW, *options, "--backend", "numpy", "--measure", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    for words in ("n = 96", "numpy: HyperAttention", "Stages of the whole call", "Lanczos step", "agreed with float64"):
+    for words in (
+        "n = 96",
+        "numpy: HyperAttention",
+        "Stages of the whole call",
+        "product with PᵀP",
+        "agreed with float64",
+    ):
         assert words in result.output
     names = {"time", "ratio", "error_against_time", "memory", "stages"}
     written = {path.name for path in (tmp_path / "out").iterdir()}
