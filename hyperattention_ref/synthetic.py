@@ -217,7 +217,7 @@ def scale_rows(problem: Problem, log_factors) -> Problem:
         problem,
         name=f"{problem.name}, rows scaled",
         query=np.column_stack([problem.query, log_factors / inputs.positive("problem.scale", problem.scale)]),
-        key=np.column_stack([problem.key, np.ones(n)]),
+        key=np.column_stack([problem.key, np.ones(len(problem.key))]),
         guarantee=f"Row i of A is exp(log_factors[i]) times that of the problem {problem.name}, whose P it keeps.",
         exact=exact,
     )

@@ -17,6 +17,7 @@ verdict = partial(Verdict, paper="Algorithm 1", family="gaussian, n and b random
 def check(settings: Settings):
     yield nonzeros(settings)
     yield permutation_invariance(settings)
+    yield equal_pairs(settings)
 
 
 def nonzeros(settings: Settings) -> Verdict:
@@ -53,4 +54,20 @@ def permutation_invariance(settings: Settings) -> Verdict:
         hypothesis="no two queries and no two keys share a bucket (a stable sort keeps ties in input order)",
         left=left,
         measured={"ties": ties},
+    )
+
+
+def equal_pairs(settings: Settings) -> Verdict:
+    """Queries and keys are hashed by the same planes, so that equal ones are sorted alike."""
+    rng = settings.rng("algorithm 1, equal pairs")
+    left = []
+    for _ in range(settings.trials):
+        n, b = (int(x) for x in rng.integers(1, 200, size=2))
+        q = rng.standard_normal((n, 8))
+        left.append(n - np.trace(hr.sort_lsh(q, q, b, rng=rng).toarray()))
+    return verdict(
+        name="Algorithm 1, equal pairs meet",
+        statement="With K = Q every query shares a block with its own copy; left counts those that do not.",
+        hypothesis="K = Q",
+        left=left,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import logsumexp
 
 import hyperattention_ref as hr
+from hyperattention_ref import synthetic
 from hyperattention_ref.foundation.lazy_property import lazy_property
 from hyperattention_ref.plan.block_mask import dense_mask
 
@@ -92,6 +93,12 @@ class Dense:
     @lazy_property
     def value_norm(self) -> float:
         return hr.operator_norm(self.value)
+
+    def with_rows_scaled(self, log_factors) -> Dense:
+        """The same P and values, with row i of A multiplied by exp(log_factors[i])."""
+        as_it_is = synthetic.Problem(self.family, self.query, self.key, self.value, self.scale, None, "", {})
+        scaled = synthetic.scale_rows(as_it_is, log_factors)
+        return replace(self, query=scaled.query, key=scaled.key)
 
     def approx_d(self, **arguments):
         """Algorithm 2 on this head, with its true kappa by default."""
