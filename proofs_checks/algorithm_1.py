@@ -24,7 +24,7 @@ def nonzeros(settings: Settings) -> Verdict:
     """nnz(M) counted in the dense matrix."""
     rng = settings.rng("algorithm 1, nnz")
     left = []
-    for _ in range(settings.trials):
+    for _ in range(settings.trials_for()):
         n, b = (int(x) for x in rng.integers(1, 200, size=2))
         q, k = rng.standard_normal((2, n, 8))
         left.append(abs(int(hr.sort_lsh(q, k, b, rng=rng).toarray().sum()) - ((n // b) * b**2 + (n % b) ** 2)))
@@ -40,7 +40,7 @@ def permutation_invariance(settings: Settings) -> Verdict:
     """M must not depend on the order of queries and keys."""
     rng = settings.rng("algorithm 1, permutation")
     left, ties = [], 0
-    for _ in range(settings.trials):
+    for _ in range(settings.trials_for()):
         n, b = (int(x) for x in rng.integers(1, 200, size=2))
         q, k = rng.standard_normal((2, n, 8))
         planes = rng.standard_normal((60, 8))  # so many that no two vectors share a bucket
@@ -61,7 +61,7 @@ def equal_pairs(settings: Settings) -> Verdict:
     """Queries and keys are hashed by the same planes, so that equal ones are sorted alike."""
     rng = settings.rng("algorithm 1, equal pairs")
     left = []
-    for _ in range(settings.trials):
+    for _ in range(settings.trials_for()):
         n, b = (int(x) for x in rng.integers(1, 200, size=2))
         q = rng.standard_normal((n, 8))
         left.append(n - np.trace(hr.sort_lsh(q, q, b, rng=rng).toarray()))

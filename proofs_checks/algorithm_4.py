@@ -10,7 +10,7 @@ import hyperattention_ref as hr
 from . import lemma_2
 from .dense import ROUNDING, Dense
 from .settings import Settings
-from .verdict import Verdict, trials_to_hold
+from .verdict import Verdict
 
 FAMILIES = ("gaussian", "cones")
 LEAF, M = 16, 64
@@ -27,7 +27,7 @@ def errors_add_up(settings: Settings, dense: Dense, options: dict) -> Verdict:
     """|d̃_i - D_ii| compared with the errors of row i's rectangles, each relative to the exact sum of its rectangle."""
     rng = settings.rng("algorithm 4", dense.family)
     left, right = [], []
-    for _ in range(settings.trials):
+    for _ in range(settings.trials_for()):
         result = hr.causal_approx_d(dense.query, dense.key, m=M, rng=rng, **options)
         parts = np.zeros(dense.n)
         for (a, split, c), part in zip(result.rectangles, result.parts, strict=True):
@@ -57,7 +57,7 @@ def causal_product(settings: Settings, dense: Dense, options: dict) -> Verdict:
     x = np.exp(dense.log_a - first.log_d[:, None])
     m = lemma_2.samples_asked(x, v, settings.epsilon, delta := 0.1)
     left, right = [], []
-    for _ in range(min(5 * settings.trials, trials_to_hold(delta))):
+    for _ in range(settings.trials_for(delta, times=5)):
         result = hr.causal_literal_hyper_attention(dense.query, dense.key, v, m=m, rng=rng, **options)
         x = np.exp(dense.log_a - result.diagonal.log_d[:, None])
         left.append(hr.operator_norm(x @ v - result.estimate))

@@ -56,7 +56,7 @@ def near_pairs_found(settings: Settings) -> Verdict:
     dense = Dense.of(synthetic.planted_clusters(n, rng=settings.rng("corollary 1, clusters")))
     near = int(dense.mask.sum())
     captured, chance = [], []
-    for seed in settings.rng("corollary 1, seeds").integers(2**32, size=settings.trials).tolist():
+    for seed in settings.rng("corollary 1, seeds").integers(2**32, size=settings.trials_for()).tolist():
         mask = hr.sort_lsh(dense.query, dense.key, block, lsh_bits=bits, rng=seed).toarray()
         captured.append(float((dense.p * mask).sum() / n))
         chance.append(mask.mean())

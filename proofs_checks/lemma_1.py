@@ -9,7 +9,7 @@ import numpy as np
 
 from .dense import ROUNDING, Dense
 from .settings import Settings
-from .verdict import HOLDS, Verdict, trials_to_hold
+from .verdict import HOLDS, Verdict
 
 FAMILIES = ("gaussian", "sphere", "cones", "flat", "sink", "low_rank", "row_scales")
 GAMMA = 1 / 2048
@@ -49,7 +49,7 @@ def at_m(settings: Settings, dense: Dense, m: int, expected: str | None, gamma=1
     epsilon, claim = settings.epsilon, 3 / dense.n**2
     asked = samples_asked(dense.n, dense.kappa, dense.alpha, epsilon, dense.op_norm)
     enough = m >= asked and gamma == GAMMA
-    trials = trials or (min(20 * settings.trials, trials_to_hold(claim)) if enough else settings.trials)
+    trials = trials or settings.trials_for(claim, times=20 if enough else 1)
     left, capped, floored = [], [], []
     for _ in range(trials):
         options = {} if kappa is None else {"kappa": kappa}

@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from .settings import Settings
-from .verdict import trials_to_hold
 
 FAMILIES = ("gaussian", "sink", "needle")
 GAMMA = 1 / 2048
@@ -23,7 +22,7 @@ def check(settings: Settings):
         rng = settings.rng("lemma 1, concentration", dense.family)
         open_entries = np.where(dense.mask, -np.inf, dense.log_a)
         left, remaining = [], []
-        for _ in range(min(25 * settings.trials, trials_to_hold(claim))):
+        for _ in range(settings.trials_for(claim, times=25)):
             result = dense.approx_d(epsilon=EPSILON, m=m, cap_constant=GAMMA, rng=rng)
             capped = np.exp(np.minimum(open_entries, result.log_caps[:, None]) - dense.log_d[:, None])
             estimate = N / m * capped[:, result.samples].sum(axis=1)

@@ -20,7 +20,7 @@ def check(settings: Settings):
         rng = settings.rng("lemma 1, row sets", dense.family)
         heaviest = np.argsort(-dense.p[:, (dense.p**2).sum(axis=0).argmax()])
         left, middle, right = [], [], []
-        for trial in range(settings.trials):
+        for trial in range(settings.trials_for()):
             size = int(rng.integers(1, dense.n + 1))
             rows = dense.p[heaviest[:size] if trial % 2 else rng.choice(dense.n, size, replace=False)]
             left.append(hr.operator_norm(rows) ** 2)

@@ -9,7 +9,6 @@ import numpy as np
 
 from .dense import ROUNDING, Dense
 from .settings import Settings
-from .verdict import trials_to_hold
 
 FAMILIES = ("gaussian", "planted_clusters", "row_scales")
 M = 32
@@ -23,10 +22,9 @@ def check(settings: Settings):
 
 def verdicts(settings: Settings, dense: Dense):
     rng = settings.rng("lemma 1, tau", dense.family)
-    trials = min(15 * settings.trials, trials_to_hold(DELTA))
     allowed = dense.n / M * math.log(1 / DELTA)
     floors, counts, ratios = [], [], []
-    for _ in range(trials):
+    for _ in range(settings.trials_for(DELTA, times=15)):
         result = dense.approx_d(epsilon=settings.epsilon, m=M, rng=rng)
         log_base = np.logaddexp(dense.log_h, result.log_floor)  # H_i + τ/κ
         open_rows = np.isfinite(dense.log_r)

@@ -22,7 +22,7 @@ def verdicts(settings: Settings, dense: Dense):
     """Both inequalities for every row, every dyadic level and every trial; f_i is the mass removed by the cap."""
     rng = settings.rng("lemma 1, truncation", dense.family)
     masses, counts, removed = [], [], []
-    for _ in range(settings.trials):
+    for _ in range(settings.trials_for()):
         result = dense.approx_d(epsilon=settings.epsilon, m=M, rng=rng)
         cap = np.exp(result.log_caps - dense.log_d)[:, None]  # C_i / D_ii
         p = np.where(dense.mask, 0, dense.p)

@@ -9,7 +9,6 @@ import numpy as np
 
 from .dense import ROUNDING, Dense
 from .settings import Settings
-from .verdict import trials_to_hold
 
 FAMILIES = ("sphere", "gaussian", "planted_clusters")
 DELTA = 0.01
@@ -39,7 +38,7 @@ def verdicts(settings: Settings, dense: Dense):
     t = (settings.epsilon / 2) / (1 + settings.epsilon / 2)
     m = samples_asked(dense, settings.epsilon)
     rows, norms = [], []
-    for _ in range(min(70 * settings.trials, trials_to_hold(DELTA))):
+    for _ in range(settings.trials_for(DELTA, times=70)):
         result = dense.approx_d(epsilon=settings.epsilon, m=m, cap_constant=math.inf, rng=rng)
         rows.append(np.max(np.abs(np.expm1(result.log_d - dense.log_d))))
         norms.append(dense.diagonal_error(result.log_d))

@@ -10,7 +10,7 @@ import hyperattention_ref as hr
 
 from .dense import ROUNDING, Dense
 from .settings import Settings
-from .verdict import HOLDS, Verdict, trials_to_hold
+from .verdict import HOLDS, Verdict
 
 FAMILIES = ("gaussian", "sink", "cones")
 CASES = ((0.01, 64), (0.1, 1024))
@@ -46,7 +46,10 @@ def product_error(settings: Settings, dense: Dense, delta: float, draw, expected
     x, v = dense.p, dense.value
     m = samples_asked(x, v, settings.epsilon, delta)
     exact, left = x @ v, []
-    for _ in range(min(70 * settings.trials, trials_to_hold(delta), 1 + settings.trials * WORK // (m * dense.n))):
+    trials = settings.trials_for(delta, times=70)
+    if settings.power is None:
+        trials = min(trials, 1 + settings.trials * WORK // (m * dense.n))
+    for _ in range(trials):
         left.append(hr.operator_norm(exact - hr.sampled_product(x, v, draw(v, m, rng))))
     return dense.verdict(
         name=f"Lemma 2, δ = {delta}",

@@ -16,7 +16,7 @@ ROUNDING = 5000 * np.finfo(np.float64).eps / 2
 def check(settings: Settings):
     """Each law on random parts; about a third of the log-sum-exps are minus infinity, the rest within ±500."""
     rng = settings.rng("merge")
-    trials = [[_part(rng) for _ in range(3)] for _ in range(10 * settings.trials)]
+    trials = [[_part(rng) for _ in range(3)] for _ in range(settings.trials_for(times=10))]
     for law, (statement, difference, right) in LAWS.items():
         yield Verdict(
             name=f"merge: {law}",

@@ -1,4 +1,4 @@
-"""Row rescaling: what the algorithm is told of the scale of the rows is an artefact, which a pilot of 128 keys removes."""
+"""Row rescaling: kappa is an artefact of row scale, which a pilot of 128 keys removes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def blind_to_scale(settings: Settings, dense: Dense) -> Verdict:
     """ApproxD of F A against F times ApproxD of A, F diagonal, from the same draws."""
     rng = settings.rng("row rescaling, blind", dense.family)
     left = []
-    for _ in range(settings.trials):
+    for _ in range(settings.trials_for()):
         log_factors = rng.uniform(0, SPREAD, size=dense.n)
         scaled, seed = dense.with_rows_scaled(log_factors), int(rng.integers(2**32))
         log_d, log_scaled = (
@@ -56,7 +56,7 @@ def blind_to_scale(settings: Settings, dense: Dense) -> Verdict:
 def error(settings: Settings, dense: Dense, label: str, rescale_rows=False) -> Verdict:
     """The error of ApproxD when kappa is exact for the matrix that the algorithm runs on."""
     errors, log_kappas = [], []
-    for seed in settings.rng("row rescaling", label).integers(2**32, size=settings.trials).tolist():
+    for seed in settings.rng("row rescaling", label).integers(2**32, size=settings.trials_for()).tolist():
         run = partial(dense.approx_d, epsilon=settings.epsilon, m=M, rescale_rows=rescale_rows, rng=seed)
         rescaled = dense.log_r - run(kappa=1.0).log_pilot  # the same seed draws the same pilot, whatever kappa is
         log_kappas.append(float(np.ptp(rescaled)))

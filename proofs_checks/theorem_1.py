@@ -10,7 +10,7 @@ import hyperattention_ref as hr
 from . import lemma_1, lemma_2
 from .dense import ROUNDING, Dense
 from .settings import Settings
-from .verdict import HOLDS, Verdict, trials_to_hold
+from .verdict import HOLDS, Verdict
 
 FAMILIES = ("gaussian", "sphere", "cones", "sink")
 CLAIM = 0.02
@@ -44,7 +44,7 @@ def inequality(settings: Settings, dense: Dense, m: int, expected: str | None, g
     asked = samples_asked(dense, settings.epsilon)
     enough = m >= asked and gamma == lemma_1.GAMMA
     left = []
-    for _ in range(min(10 * settings.trials, trials_to_hold(CLAIM)) if enough else settings.trials):
+    for _ in range(settings.trials_for(CLAIM, times=10 if enough else 1)):
         result = dense.literal_attention(epsilon=settings.epsilon, m=m, cap_constant=gamma, rng=rng)
         left.append(dense.error(result.estimate))
     return dense.verdict(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,11 @@ from hyperattention_ref.foundation.results import Result
 
 LEVEL = 1e-6
 """Each Clopper-Pearson limit misses the true probability with at most this probability."""
+
+POWER = 0.99
+"""Probability with which trials refute a statement that is wrong by the detectable discrepancy."""
+MOST_TRIALS = 10**5
+"""More are not run for the sake of a wanted discrepancy."""
 
 HOLDS, FAILS, NOT_REFUTED = "holds", "fails", "not refuted"
 
@@ -42,6 +48,8 @@ class Verdict(Result):
     m_used : samples drawn.
     failures : trials with left > right; NaN counts as a failure.
     low, high : Clopper-Pearson limits of the failure probability.
+    detectable : the smallest failure probability that this many trials refute with probability 0.99; None where no
+        outcome of theirs could refute the claim.
     verdict : "holds", "fails" or "not refuted".
     """
 
@@ -62,6 +70,7 @@ class Verdict(Result):
     failures: int = field(init=False)
     low: float = field(init=False)
     high: float = field(init=False)
+    detectable: float | None = field(init=False)
     verdict: str = field(init=False)
 
     def __post_init__(self):
@@ -70,7 +79,9 @@ class Verdict(Result):
         failures = int(np.sum(~(left <= right)))
         low, high = clopper_pearson(failures, left.size)
         verdict = judge(failures, low, high, self.claim, self.provable)
+        power = float(detectable(left.size, self.claim))
         computed = {"left": left, "right": right, "failures": failures, "low": low, "high": high, "verdict": verdict}
+        computed["detectable"] = None if math.isnan(power) else power
         for name, x in computed.items():
             object.__setattr__(self, name, x)
 
@@ -119,3 +130,33 @@ def judge(failures: int, low: float, high: float, claim: float, provable: bool) 
 def trials_to_hold(claim: float) -> int:
     """The number of trials without failure from which *holds* follows: the least t with (1 - claim)^t <= 1e-6."""
     return math.ceil(math.log(LEVEL) / math.log1p(-claim))
+
+
+def detectable(trials, claim: float) -> np.ndarray:
+    """The least p such that, where trials fail with probability p, *fails* follows with probability 0.99.
+
+    *Fails* follows from k failures, the least number whose lower limit exceeds the claim: Pr[Binomial(t, claim) >= k]
+    is then at most 1e-6. So Pr[Binomial(t, p) >= k] = 0.99; this is 1 - 0.01^(1/t) for claim 0, where k = 1.
+
+    Parameters
+    ----------
+    trials : t, a number or an array of numbers.
+    claim : the failure probability that the statement allows.
+
+    Returns
+    -------
+    An array of the shape of `trials`; NaN where k exceeds t.
+    """
+    from scipy.stats import beta, binom
+
+    trials = np.asarray(trials)
+    least = binom.isf(LEVEL, trials, claim) + 1 if claim else np.ones(trials.shape)
+    with np.errstate(invalid="ignore"):
+        return np.where(least <= trials, beta.ppf(POWER, least, trials - least + 1), np.nan)
+
+
+@cache
+def trials_to_detect(discrepancy: float, claim: float) -> int | None:
+    """The least number of trials whose detectable failure probability is at most `discrepancy`; None above 10^5."""
+    (enough,) = np.nonzero(detectable(np.arange(1, MOST_TRIALS + 1), claim) <= discrepancy)
+    return int(enough[0]) + 1 if enough.size else None
