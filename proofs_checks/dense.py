@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 
 import hyperattention_ref as hr
 from hyperattention_ref import synthetic
+from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.lazy_property import lazy_property
 from hyperattention_ref.plan.block_mask import dense_mask
 
@@ -18,6 +19,15 @@ from .verdict import Verdict
 ROUNDING = 1e-9
 """Relative tolerance for float64 in deterministic inequalities, where both sides may be equal. The errors of sums of
 4096 terms, exponentials of logits up to 100 and norms by Lanczos (1e-12) are two orders of magnitude smaller."""
+
+LARGEST_N = 4096
+"""Of a caller's matrix: a few n x n arrays of float64, 134 MB each, are in memory at a time."""
+LARGEST_SPREAD = 600.0
+"""Of a caller's logits: kappa <= n e^spread is then a float64, whatever the mask."""
+LARGEST_WORK = 5 * 10**7
+"""Entries of A at drawn keys (400 MB) that a trial may need; where a statement asks for more, m is what fits."""
+WORK = 10**8
+"""Such entries computed for each of the settings' trials: a large m leaves fewer trials."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +48,64 @@ class Dense:
         fields = {name: getattr(problem, name) for name in ("query", "key", "value", "scale")}
         return cls(**(fields | {"mask_given": problem.mask, "family": problem.name} | changes))
 
+    @classmethod
+    def of_matrix(cls, matrix) -> Dense:
+        """The dense quantities of a caller's matrix, after every check.
+
+        Parameters
+        ----------
+        matrix : has `query` (n_q, d), `key` (n_k, d) and `value` (n_k, d_v), and may have `mask`, `scale`, `is_causal`
+            and `name`; a Problem, an AttentionMap or a SampleHead is one. A Dense is taken as it is.
+        """
+        if isinstance(matrix, cls):
+            return matrix
+        missing = [name for name in ("query", "key", "value") if getattr(matrix, name, None) is None]
+        if missing:
+            raise TypeError(f"the matrix lacks {', '.join(missing)}; it must have query, key and value")
+        q, k = inputs.query_key(matrix.query, matrix.key)
+        v = inputs.value(matrix.value, len(k))
+        check_size(len(q), len(k))
+        scale = inputs.positive("scale", inputs.resolve_scale(getattr(matrix, "scale", None), q.shape[1]))
+        inputs.logit_range(q, k, scale, v)
+        is_causal, mask = (
+            inputs.boolean("is_causal", getattr(matrix, "is_causal", False)),
+            getattr(matrix, "mask", None),
+        )
+        if is_causal:
+            inputs.causal_lengths(len(q), len(k))
+        if is_causal and mask is not None:
+            raise ValueError("a causal matrix has a mask of large entries; the statements need either: leave one out")
+        if mask is not None:
+            mask = dense_mask(mask, len(q), len(k))
+        if not v.any():
+            raise ValueError("value is zero everywhere; every output is exact then: pass other values")
+        dense = cls(q, k, v, scale, mask, is_causal, getattr(matrix, "name", "matrix"))
+        spread = float(np.ptp(dense.log_a[np.isfinite(dense.log_a)]))
+        if spread > LARGEST_SPREAD:
+            raise ValueError(
+                f"the logits span {spread:.4g}, so that kappa may exceed float64; up to {LARGEST_SPREAD:g} are taken: "
+                "scale the queries down"
+            )
+        return dense
+
     @property
     def n(self) -> int:
         return len(self.query)
+
+    @property
+    def kind(self) -> str:
+        """Which statements speak of the matrix: "square", "rectangular" or "causal"."""
+        if self.is_causal:
+            return "causal"
+        return "square" if len(self.query) == len(self.key) else "rectangular"
+
+    def feasible(self, m: int) -> int:
+        """`m`, or as many keys as may be drawn in a trial."""
+        return min(m, LARGEST_WORK // self.n)
+
+    def times(self, m: int, most: int) -> int:
+        """The multiple of the settings' trials that drawing m keys leaves time for, at most `most`."""
+        return max(1, min(most, WORK // (m * self.n)))
 
     @lazy_property
     def log_a(self):
@@ -122,6 +187,11 @@ class Dense:
         """‖Att - estimate‖_op / (‖D^{-1}A‖_op ‖V‖_op), the ratio in (1)."""
         return hr.operator_norm(self.attention - estimate) / (self.op_norm * self.value_norm)
 
+    def measured_hardness(self):
+        """What `hyperattention_ref.hardness` says of this head."""
+        options = {"scale": self.scale, "is_causal": self.is_causal, "rng": 0}
+        return hr.hardness(self.query, self.key, self.mask_given, **options)
+
     def hardness(self) -> dict:
         """The hypothesis values that a verdict reports."""
         return {"alpha": self.alpha, "log kappa": self.log_kappa, "op norm of P": self.op_norm}
@@ -129,3 +199,12 @@ class Dense:
     def verdict(self, *, family: str | None = None, **fields) -> Verdict:
         """A Verdict on this head."""
         return Verdict(family=family or self.family, n=self.n, **fields)
+
+
+def check_size(n_q: int, n_k: int) -> None:
+    """Raise an error for a caller's matrix that is too small for the statements, or too large for dense arrays."""
+    if min(n_q, n_k) < 2 or max(n_q, n_k) > LARGEST_N:
+        raise ValueError(
+            f"the matrix has {n_q} queries and {n_k} keys; the checks form n x n arrays of float64 and take 2 to "
+            f"{LARGEST_N} of each: pass the first ones, or measure large heads with `hyperattention measure`"
+        )

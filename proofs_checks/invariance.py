@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 import hyperattention_ref as hr
-from hyperattention_ref import synthetic
 
-from .dense import ROUNDING
+from .dense import ROUNDING, Dense
 from .settings import Settings
-from .verdict import Verdict
 
 FAMILIES = ("gaussian", "sink", "cones")
 SHIFT = 3.0
 
 
 def check(settings: Settings):
-    for problem in settings.problems(FAMILIES, n=min(settings.n, 256)):
-        rng = settings.rng("invariance", problem.name)
-        factors = rng.uniform(0, 20, size=len(problem.query))
-        scaled = synthetic.scale_rows(problem, factors)
-        shift = SHIFT / abs(problem.scale) * rng.standard_normal(problem.key.shape[1])
-        yield from unchanged("row scaling", "rows of A times e^U[0,20]", problem, scaled.query, scaled.key)
-        shifted = problem.key + shift
-        yield from unchanged("key shift", "one vector added to every key", problem, problem.query, shifted)
+    for dense in settings.heads(FAMILIES, n=min(settings.n, 256)):
+        yield from check_matrix(settings, dense)
 
 
-def unchanged(transformation: str, hypothesis: str, problem, query, key):
+def check_matrix(settings: Settings, dense: Dense):
+    rng = settings.rng("invariance", dense.family)
+    scaled = dense.with_rows_scaled(rng.uniform(0, 20, size=dense.n))
+    yield from unchanged("row scaling", "rows of A times e^U[0,20]", dense, scaled)
+    shift = SHIFT / dense.scale * rng.standard_normal(dense.key.shape[1])
+    shifted = replace(dense, key=dense.key + shift)
+    yield from unchanged("key shift", "one vector added to every key", dense, shifted)
+
+
+def unchanged(transformation: str, hypothesis: str, dense: Dense, changed: Dense):
     """P entry by entry, and all that `hardness` computes from it; log kappa before and after is recorded."""
-    before = hr.hardness(problem.query, problem.key, problem.mask, scale=problem.scale, rng=0)
-    after = hr.hardness(query, key, problem.mask, scale=problem.scale, rng=0)
-    p = hr.attention_probabilities(problem.query, problem.key, scale=problem.scale)
-    verdict = partial(Verdict, paper="9.2, derived", hypothesis=hypothesis, family=problem.name, n=len(query))
+    before, after = dense.measured_hardness(), changed.measured_hardness()
+    p, p_after = (
+        hr.attention_probabilities(x.query, x.key, scale=x.scale, is_causal=x.is_causal) for x in (dense, changed)
+    )
+    verdict = partial(dense.verdict, paper="9.2, derived", hypothesis=hypothesis)
     measured = {"log kappa before": before.log_kappa, "log kappa after": after.log_kappa}
     yield verdict(
         name=f"P is invariant under {transformation}",
         statement="Every entry of P stays; left is the largest difference.",
-        left=np.abs(hr.attention_probabilities(query, key, scale=problem.scale) - p).max(),
+        left=np.abs(p_after - p).max(),
         right=ROUNDING,
         measured=measured,
     )

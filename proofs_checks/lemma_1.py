@@ -29,18 +29,29 @@ def check(settings: Settings):
         yield at_m(settings, dense, M, None)
 
 
+def check_matrix(settings: Settings, dense: Dense):
+    """At an m of practical size and, if so many keys can be drawn, at the m asked."""
+    yield at_m(settings, dense, M, None)
+    asked = samples_asked(dense.n, dense.kappa, dense.alpha, settings.epsilon, dense.op_norm)
+    if asked <= dense.feasible(m := math.ceil(asked)):
+        yield at_m(settings, dense, m, HOLDS, gamma=GAMMA)
+
+
 def samples_asked(n: int, kappa: float, alpha: float, epsilon: float, op_norm: float) -> float:
     """min(m_1, m_2) of the page "theory", 9.1: m with which (6) holds with probability 1 - 3/n².
 
     m_1 = ([45.3 α √(κ ln n)/ε (4.28 + 1.42 (κ-1)²) + (κ²-1)² √(2 α ln n)] / (0.2295 ε² ‖P‖_op²))², and with
     m_2 = max(n, 2048 κ n ln n / ε²) nothing is ever capped.
     """
-    log_n = math.log(max(n, 2))
+    log_n, kappa = math.log(max(n, 2)), np.float64(kappa)
+    with np.errstate(over="ignore"):
+        return float(min(_m_1(log_n, kappa, alpha, epsilon, op_norm), max(n, 2048 * kappa * n * log_n / epsilon**2)))
+
+
+def _m_1(log_n, kappa, alpha, epsilon, op_norm):
     spread = 45.3 * alpha * math.sqrt(kappa * log_n) / epsilon * (4.28 + 1.42 * (kappa - 1) ** 2)
     rest = (kappa**2 - 1) ** 2 * math.sqrt(2 * alpha * log_n)
-    m_1 = ((spread + rest) / (0.2295 * epsilon**2 * op_norm**2)) ** 2
-    m_2 = max(n, 2048 * kappa * n * log_n / epsilon**2)
-    return min(m_1, m_2)
+    return ((spread + rest) / (0.2295 * epsilon**2 * op_norm**2)) ** 2
 
 
 def at_m(settings: Settings, dense: Dense, m: int, expected: str | None, gamma=1.0, kappa=None, trials=None) -> Verdict:
@@ -49,7 +60,7 @@ def at_m(settings: Settings, dense: Dense, m: int, expected: str | None, gamma=1
     epsilon, claim = settings.epsilon, 3 / dense.n**2
     asked = samples_asked(dense.n, dense.kappa, dense.alpha, epsilon, dense.op_norm)
     enough = m >= asked and gamma == GAMMA
-    trials = trials or settings.trials_for(claim, times=20 if enough else 1)
+    trials = trials or settings.trials_for(claim, dense.times(m, most=20 if enough else 1))
     left, capped, floored = [], [], []
     for _ in range(trials):
         options = {} if kappa is None else {"kappa": kappa}

@@ -21,7 +21,10 @@ EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
 def check(settings: Settings):
-    dense = Dense.of(synthetic.gaussian(settings.n, rng=settings.rng("lemma 1, rate")))
+    yield from check_matrix(settings, Dense.of(synthetic.gaussian(settings.n, rng=settings.rng("lemma 1, rate"))))
+
+
+def check_matrix(settings: Settings, dense: Dense):
     for label, (gamma, least, most) in FITS.items():
         yield slope(settings, dense, label, gamma, least, most)
 

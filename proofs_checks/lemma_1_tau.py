@@ -17,10 +17,11 @@ DELTA = 0.05
 
 def check(settings: Settings):
     for dense in settings.heads(FAMILIES, n=min(settings.n, 256)):
-        yield from verdicts(settings, dense)
+        yield from check_matrix(settings, dense)
 
 
-def verdicts(settings: Settings, dense: Dense):
+def check_matrix(settings: Settings, dense: Dense):
+    """All three bounds on one matrix."""
     rng = settings.rng("lemma 1, tau", dense.family)
     allowed = dense.n / M * math.log(1 / DELTA)
     floors, counts, ratios = [], [], []
@@ -30,9 +31,9 @@ def verdicts(settings: Settings, dense: Dense):
         open_rows = np.isfinite(dense.log_r)
         larger = open_rows & (dense.log_r > result.log_tau)
         power = np.where(larger, 2, 1) * dense.log_kappa
-        floors.append(np.exp(np.max((log_base - dense.log_d)[open_rows])))
+        floors.append(np.exp(np.max((log_base - dense.log_d)[open_rows], initial=-math.inf)))
         counts.append(larger.sum())
-        ratios.append(np.exp(np.max((dense.log_d - log_base - power)[open_rows])))
+        ratios.append(np.exp(np.max((dense.log_d - log_base - power)[open_rows], initial=-math.inf)))
     verdict = partial(dense.verdict, paper="Lemma 1, proof (9.1)", m_used=M, measured=dense.hardness())
     hypothesis = "κ bounds max R_i / min R_i"
     yield verdict(

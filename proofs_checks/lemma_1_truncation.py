@@ -15,10 +15,10 @@ M = 256
 
 def check(settings: Settings):
     for dense in settings.heads(FAMILIES, n=min(settings.n, 256)):
-        yield from verdicts(settings, dense)
+        yield from check_matrix(settings, dense)
 
 
-def verdicts(settings: Settings, dense: Dense):
+def check_matrix(settings: Settings, dense: Dense):
     """Both inequalities for every row, every dyadic level and every trial; f_i is the mass removed by the cap."""
     rng = settings.rng("lemma 1, truncation", dense.family)
     masses, counts, removed = [], [], []
@@ -43,8 +43,8 @@ def verdicts(settings: Settings, dense: Dense):
     )
     yield verdict(
         name="few rows are truncated",
-        statement="#{i : f_i > f} f min C_i/D_ii ≤ ‖P‖_F² ≤ α for f = 1/2, 1/4, …; left is the largest left side.",
-        hypothesis="α bounds n max_j ‖P e_j‖²",
+        statement="#{i : f_i > f} f min C_i/D_ii ≤ ‖P‖_F² ≤ α n_q/n_k for f = 1/2, 1/4, …; left is the largest.",
+        hypothesis="α bounds (n_k²/n_q) max_j ‖P e_j‖²",
         left=counts,
-        right=dense.alpha * (1 + ROUNDING),
+        right=dense.alpha * len(dense.query) / len(dense.key) * (1 + ROUNDING),
     )

@@ -8,7 +8,7 @@ from functools import partial
 import hyperattention_ref as hr
 from hyperattention_ref import synthetic
 
-from .dense import ROUNDING
+from .dense import ROUNDING, Dense
 from .settings import Settings
 from .verdict import Verdict
 
@@ -17,21 +17,30 @@ def check(settings: Settings):
     """Every fact on every family, with the values of `hardness`."""
     n = min(settings.n, 256)
     facts: dict[str, list[tuple[float, float]]] = {}
-    for problem in settings.problems(tuple(synthetic.FAMILIES), n=n):
-        h = hr.hardness(problem.query, problem.key, problem.mask, scale=problem.scale, rng=settings.rng("range facts"))
-        sides = {
-            "1 ≤ α": (1, h.alpha),
-            "α ≤ n_k²": (h.alpha, n**2),
-            "1 ≤ κ": (0, h.log_kappa),
-            "√(n_q/n_k) ≤ ‖P‖_op": (1, h.op_norm),
-            "‖P‖_F² ≤ α n_q/n_k": (h.frobenius_norm**2, h.alpha),
-            "srank(P) ≤ α": (h.stable_rank, h.alpha),
-        }
-        for fact, pair in sides.items():
+    for dense in settings.heads(tuple(synthetic.FAMILIES), n=n):
+        for fact, pair in sides(dense).items():
             facts.setdefault(fact, []).append(pair)
     for fact, pairs in facts.items():
         yield _verdict(fact, "every family" if settings.families is None else ", ".join(settings.families), pairs, n)
     yield from limits(settings, n)
+
+
+def check_matrix(settings: Settings, dense: Dense):
+    for fact, pair in sides(dense).items():
+        yield _verdict(fact, dense.family, [pair], dense.n)
+
+
+def sides(dense: Dense) -> dict[str, tuple[float, float]]:
+    """Both sides of every fact."""
+    (n_q, n_k), h = dense.log_a.shape, dense.measured_hardness()
+    return {
+        "1 ≤ α": (1, h.alpha),
+        "α ≤ n_k²": (h.alpha, n_k**2),
+        "1 ≤ κ": (0, h.log_kappa),
+        "√(n_q/n_k) ≤ ‖P‖_op": (math.sqrt(n_q / n_k), h.op_norm),
+        "‖P‖_F² ≤ α n_q/n_k": (h.frobenius_norm**2, h.alpha * n_q / n_k),
+        "srank(P) ≤ α": (h.stable_rank, h.alpha),
+    }
 
 
 def limits(settings: Settings, n: int):
