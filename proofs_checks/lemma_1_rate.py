@@ -33,7 +33,10 @@ def slope(settings: Settings, dense: Dense, label: str, gamma: float, least: int
     """Fit log error = slope · log m + constant to the mean errors."""
     rng = settings.rng("lemma 1, rate", label)
     repeats = max(3, settings.trials // 4)
-    runs = [[dense.approx_d(epsilon=0.5, m=m, cap_constant=gamma, rng=rng) for _ in range(repeats)] for m in SAMPLES]
+    runs = [
+        [dense.approx_d(epsilon=settings.epsilon, m=m, cap_constant=gamma, rng=rng) for _ in range(repeats)]
+        for m in SAMPLES
+    ]
     errors = np.array([[dense.diagonal_error(run.log_d) for run in at_m] for at_m in runs])
     fitted = np.array([least <= m <= most for m in SAMPLES])
     exponent = np.polyfit(np.log(SAMPLES)[fitted], np.log(errors.mean(axis=1))[fitted], 1)[0]
@@ -41,7 +44,7 @@ def slope(settings: Settings, dense: Dense, label: str, gamma: float, least: int
         name=f"rate m^(-1/2), {label}",
         paper="Lemma 1; derived",
         statement=f"The fitted slope of log error against log m lies between -0.6 and -0.4 for m = {least} … {most}.",
-        hypothesis=f"{label}, ε = 0.5, κ exact",
+        hypothesis=f"{label}, ε = {settings.epsilon:g}, κ exact",
         left=abs(exponent + 0.5),
         right=0.1,
         provable=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from hyperattention_ref.pages.environment import environment
 from hyperattention_ref.pages.progress import Step, progress_bar
 from hyperattention_ref.pages.wording import number, power_of_ten
 from hyperattention_ref.proofs_checks import Settings, Verdict
+from hyperattention_ref.proofs_checks.dense import Dense
 from hyperattention_ref.proofs_checks.verdict import HOLDS, NOT_REFUTED
 from hyperattention_ref.verify.page import write_report
 from hyperattention_ref.verify.report import (
     FAILS_AS_IT_MUST,
     INFORMATION,
     UNEXPECTED,
+    MatrixFacts,
     Report,
     limit,
     outcome,
@@ -39,20 +42,54 @@ COLOURS = {
     UNEXPECTED: "bold red",
 }
 
-COLUMNS = {"m asked": 8, "m used": 7, "left": 9, "right": 9, "worst ratio": 11, "failures": 10, "verdict": 17}
+COLUMNS = {
+    "m asked": 8,
+    "m used": 7,
+    "left": 9,
+    "right": 9,
+    "worst ratio": 11,
+    "failures": 10,
+    "detects": 8,
+    "verdict": 17,
+}
 """Columns of fixed width, so that the tables of all sections align."""
-LEFT_OUT = ("m used", "left", "right")
-WIDE = 120
+LEFT_OUT = ("m used", "left", "right", "detects")
+WIDE = 130
 """A narrower terminal gets no columns `LEFT_OUT`."""
 
 
-def run(settings: Settings, out: Path, console: Console) -> bool:
+@dataclass(frozen=True)
+class Job:
+    """What is to be checked.
+
+    Attributes
+    ----------
+    settings : of the run.
+    only : the statements.
+    matrix : the user's matrix; None for synthetic ones.
+    command : the command to repeat it.
+    """
+
+    settings: Settings
+    only: tuple[str, ...]
+    matrix: Dense | None
+    command: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is checked, and the real heads measured."""
+        return self.matrix is None and self.only == proofs_checks.STATEMENTS
+
+
+def run(job: Job, out: Path, console: Console) -> bool:
     """Check, write the report, show; return whether every outcome is as expected."""
     start = time.perf_counter()
     with progress_bar() as step:
-        verdicts, heads = measure(settings, step)
+        verdicts, heads = measure(job, step)
     facts = environment(PACKAGES) | {"threads": os.environ.get("OMP_NUM_THREADS", "not limited")}
-    report = Report(settings, verdicts, heads, time.perf_counter() - start, facts)
+    matrix = MatrixFacts.of(job.matrix) if job.matrix else None
+    seconds = time.perf_counter() - start
+    report = Report(job.settings, verdicts, heads, seconds, facts, job.command, matrix)
     try:
         write_report(report, out)
     finally:  # where the disk is full, the results can be read here
@@ -63,23 +100,26 @@ def run(settings: Settings, out: Path, console: Console) -> bool:
 
 def show(report: Report, console: Console) -> None:
     """Print the tables, the findings and the summary."""
-    for table in (*verdict_tables(report, console.width), *heads_tables(report)):
+    for table in (*verdict_tables(report, console.width), *(heads_tables(report) if report.heads else ())):
         console.print(table)
     console.print("", *report.findings, "", sep="\n")
     console.print(report.summary, style="bold" if report.as_expected else "bold red")
 
 
-def measure(settings: Settings, step: Step) -> tuple[tuple[Verdict, ...], tuple[SampleHeadMeasures, ...]]:
-    """All verdicts and the real heads."""
-    parts = (*proofs_checks.STATEMENTS, "real heads")
+def measure(job: Job, step: Step) -> tuple[tuple[Verdict, ...], tuple[SampleHeadMeasures, ...]]:
+    """All verdicts, and the real heads if the run is whole."""
+    settings = job.settings
+    parts = (*job.only, "real heads")
     verdicts: list[Verdict] = []
 
     def show(part: str) -> None:
         unexpected = sum(not verdict.as_expected for verdict in verdicts)
         step(f"{part}, {unexpected} unexpected so far", parts.index(part), len(parts))
 
-    for verdict in proofs_checks.run_checks(settings, only=proofs_checks.STATEMENTS, progress=show):
+    for verdict in proofs_checks.run_checks(settings, job.only, progress=show, matrix=job.matrix):
         verdicts.append(verdict)
+    if not job.is_whole:
+        return tuple(verdicts), ()
     show("real heads")
     return tuple(verdicts), measure_sample_heads(epsilon=settings.epsilon, seed=settings.seed)
 
@@ -113,6 +153,7 @@ def _cells(verdict: Verdict) -> dict[str, str | Text]:
         "right": number(float(np.median(verdict.right))),
         "worst ratio": number(float(verdict.ratios.max())),
         "failures": f"{verdict.failures}/{verdict.trials}" + (f"\n{limit(verdict)}" if limit(verdict) else ""),
+        "detects": number(verdict.detectable),
         "verdict": Text(detail.get(kind, kind), COLOURS[kind]),
     }
 

@@ -1,14 +1,16 @@
-"""The report of `verify` on disk: one HTML page that stands alone, its plots as PNG files, and the data as JSON."""
+"""The report of `verify` on disk: a page that stands alone, its plots as PNG files, and the data as JSON and CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
 
 from hyperattention_ref.pages import files
 from hyperattention_ref.verify.figures import draw_figures
-from hyperattention_ref.verify.report import OUTCOMES, Report, hypothesis_values, limit, outcome, statements
+from hyperattention_ref.verify.report import OUTCOMES, Report, hypothesis_values, limit, outcome, statements, table
 
 NAMES = {
     "outcome": outcome,
@@ -22,5 +24,10 @@ NAMES = {
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write report.json, the plots as PNG and report.html to a folder; every file appears whole or not at all."""
+    """Write report.json, report.csv, the plots as PNG and report.html to a folder, each whole or not at all."""
+    rows, lines = table(report), io.StringIO()
+    writer = csv.DictWriter(lines, rows[0] if rows else ())
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(folder / "report.csv", lines.getvalue())
     files.write_report(folder, "report.json", report, draw_figures(report), "verify/page.html.j2", **NAMES)

@@ -21,4 +21,6 @@ def heads():
 @pytest.fixture(scope="session")
 def full(heads):
     settings = Settings(n=64, trials=2)
-    return Report(settings, tuple(run_checks(settings, only=CHECKS)), heads, 12.0, environment(PACKAGES))
+    return Report(
+        settings, tuple(run_checks(settings, only=CHECKS)), heads, 12.0, environment(PACKAGES), "hyperattention verify"
+    )

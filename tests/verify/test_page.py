@@ -1,6 +1,7 @@
 """The files of a report: valid data, and a page that stands alone."""
 
 import base64
+import csv
 import json
 import math
 import re
@@ -9,11 +10,12 @@ import pytest
 
 from hyperattention_ref.pages.files import render
 from hyperattention_ref.verify.page import NAMES, write_report
+from hyperattention_ref.verify.report import outcome
 
 from .planted import verdict, with_verdicts
 
 PLOTS = ("error_against_m", "caps_and_floors", "ratios", "sample_heads")
-FILES = {"report.html", "report.json", *(f"{name}.png" for name in PLOTS)}
+FILES = {"report.html", "report.json", "report.csv", *(f"{name}.png" for name in PLOTS)}
 
 
 def page_of(report):
@@ -44,6 +46,23 @@ def test_json_is_strict_and_complete(full, folder):
     assert data["findings"] == full.findings
     assert data["verdicts"] == [v.to_dict() for v in full.verdicts]
     assert [head["name"] for head in data["heads"]] == [head.name for head in full.heads]
+
+
+def test_csv_has_one_row_for_each_verdict(full, folder):
+    with open(folder / "report.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(full.verdicts)
+    for row, v in zip(rows, full.verdicts, strict=True):
+        assert (row["name"], row["family"], row["verdict"], row["outcome"]) == (v.name, v.family, v.verdict, outcome(v))
+        assert float(row["ratio_largest"]) == v.ratios.max()
+        assert row["detectable"] == ("" if v.detectable is None else str(v.detectable))
+
+
+def test_every_section_has_a_place_to_jump_to(full, folder):
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for number in range(1, len(full.sections()) + 1):
+        assert page.count(f'href="#section-{number}"') == page.count(f'id="section-{number}"') == 1
+    assert "<code>hyperattention verify</code>" in page
 
 
 def test_page_stands_alone(folder):
@@ -93,3 +112,11 @@ def test_a_report_without_the_plotted_checks_has_the_other_plots(full, tmp_path)
     odd = [verdict(x) for x in (-1.0, 0.0, math.inf, math.nan)]
     write_report(with_verdicts(full, *odd, verdict(1.0, right=0.0)), tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"ratios.png", "sample_heads.png"}
+
+
+def test_a_report_without_verdicts_says_so(full, tmp_path):
+    empty = with_verdicts(full)
+    assert not empty.as_expected
+    assert "Nothing was checked" in empty.summary
+    write_report(empty, tmp_path)
+    assert not (tmp_path / "ratios.png").exists()

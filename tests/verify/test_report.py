@@ -1,6 +1,7 @@
 """What came out, and whether it was expected."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -49,3 +50,11 @@ def test_the_limit_beside_the_count_is_the_one_that_decides():
     clean = verdict([0.0] * 200, claim=0.1)
     assert limit(clean) == f"≤ {number(clean.high)}"
     assert limit(verdict([2.0] * 200, claim=0.1)).startswith("≥ 0.9")
+
+
+def test_the_summary_says_how_many_outcomes_have_the_power(full):
+    settings = replace(full.settings, power=0.1)
+    verdicts = verdict([0.0] * 44), verdict([0.0] * 43), verdict([0.0] * 44, claim=0.1)
+    summary = replace(with_verdicts(full, *verdicts), settings=settings).summary
+    assert "1 of them would have noticed a failure probability of 0.1 with probability 0.99" in summary
+    assert "noticed" not in full.summary
