@@ -198,7 +198,7 @@ class Dense:
 
     def verdict(self, *, family: str | None = None, **fields) -> Verdict:
         """A Verdict on this head."""
-        return Verdict(family=family or self.family, n=self.n, **fields)
+        return Verdict(family=family or self.family, n=len(self.key), **fields)
 
 
 def check_size(n_q: int, n_k: int) -> None:

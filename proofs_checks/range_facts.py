@@ -27,7 +27,7 @@ def check(settings: Settings):
 
 def check_matrix(settings: Settings, dense: Dense):
     for fact, pair in sides(dense).items():
-        yield _verdict(fact, dense.family, [pair], dense.n)
+        yield _verdict(fact, dense.family, [pair], len(dense.key))
 
 
 def sides(dense: Dense) -> dict[str, tuple[float, float]]:

@@ -43,7 +43,7 @@ class Verdict(Result):
     provable : False for a statement with claim 0 that trials can refute but not prove.
     expected : "holds", "fails" for a counterexample, or None where nothing is promised and the outcome is information.
     measured : hypothesis values and other values that explain the outcome.
-    n : tokens.
+    n : tokens; keys, where there are more or fewer queries.
     m_asked : samples that the statement requires, with explicit constant; None if it requires none.
     m_used : samples drawn.
     failures : trials with left > right; NaN counts as a failure.

@@ -51,7 +51,7 @@ def test_every_statement_of_the_kind_is_checked_and_none_contradicts(given, kind
     verdicts = list(run_checks(Settings(trials=1, epsilon=1.0), progress=seen.append, matrix=given))
     assert seen == [name for name in STATEMENTS if kind in OF_A_MATRIX.get(name, ())]
     assert [v.name for v in verdicts if not v.as_expected] == []
-    assert {v.n for v in verdicts} == {len(given.query)}
+    assert {v.n for v in verdicts} == {len(given.key)}
     assert {v.family.split(",")[0] for v in verdicts} == {"matrix"}
     assert all(v.m_used >= v.m_asked for v in verdicts if v.m_asked and v.expected == HOLDS)
 
