@@ -131,7 +131,7 @@ class _Head:
     """
 
     def __init__(self, problem: Problem, outputs: dict[str, np.ndarray], rng: np.random.Generator, rule: Rule):
-        self.problem, self.rule = problem, rule
+        self.problem, self.rule, self.given = problem, rule, tuple(outputs)
         self.n_q = len(problem.q)
         self.unit = 2.0 ** (math.frexp(max(max(x.max(), -x.min()) for x in (problem.v, *outputs.values())))[1] - 1)
         self.v = problem.v / np.float64(self.unit)
@@ -196,11 +196,10 @@ class _Head:
     def from_rows(self, count: int, stops: int) -> Found:
         """Bounds from the first `count` rows of the draw, which could have stopped at one of `stops` places."""
         sample, p = self.sample.first(count), self.problem
-        panels = attention_rows(
-            p.q, p.k, sample.rows[len(self.attention) :], scale=p.scale, is_causal=p.is_causal
-        )  # only the new ones
-        new = [(panel.probabilities @ p.v).astype(np.float64) / self.unit for panel in panels]
-        self.attention = np.concatenate([self.attention, *new])
+        new = sample.rows[len(self.attention) :]
+        panels = attention_rows(p.q, p.k, new, scale=p.scale, is_causal=p.is_causal)
+        attention_of_new = [(panel.probabilities @ p.v).astype(np.float64) / self.unit for panel in panels]
+        self.attention = np.concatenate([self.attention, *attention_of_new])
 
         squares = (self.attention**2).sum(axis=1)
         attention = Sum.sampled(sample, squares, self.largest_of_attention)
@@ -210,7 +209,8 @@ class _Head:
         errors = {name: self.attention - self._rows(name, sample.rows) for name in self.outputs}
         sums = {name: Sum.sampled(sample, (x**2).sum(axis=1), self.largest[name]) for name, x in errors.items()}
         bounds = {name: self._sampled(name, x, sums[name], attention, sizes, stops) for name, x in errors.items()}
-        return self._found(bounds, sizes, count, self._rows_to_decide(sums, attention))
+        to_decide = [self._rows_to_decide(bounds[name], x, attention) for name, x in sums.items() if name in self.given]
+        return self._found(bounds, sizes, count, max(to_decide))
 
     def _sampled(self, name: str, error: np.ndarray, top: Sum, attention: Sum, sizes: Sizes, stops: int) -> ErrorBounds:
         sample, delta = self.sample.first(len(error)), self.rule.delta
@@ -249,13 +249,13 @@ class _Head:
             relative_limit=relative_limit,
         )
 
-    def _rows_to_decide(self, sums: dict[str, Sum], attention: Sum) -> int:
-        """About how many rows show for every given output on which side of the tolerance it lies."""
-        square = self.rule.tolerance**2
-        needed = [
-            rows_to_refute(square, x, attention, self.rule.delta) for n, x in sums.items() if n not in (ZERO, MEAN)
-        ]
-        return int(min(self.n_q, max(needed)))
+    def _rows_to_decide(self, bounds: ErrorBounds, top: Sum, attention: Sum) -> int:
+        """About how many rows show on which side of the tolerance an output lies."""
+        count, tolerance = len(top.terms), self.rule.tolerance
+        if bounds.relative_frobenius <= tolerance or bounds.relative_frobenius_low > tolerance:
+            return count
+        needed = rows_to_refute(tolerance**2, top, attention, self.rule.delta)
+        return int(min(self.n_q, max(count + 1, needed)))
 
     # --- Both -------------------------------------------------------------------------------------------------------
 
@@ -267,13 +267,13 @@ class _Head:
         """
         p, sample, n_k = self.problem, self.sample.first(count), len(self.problem.k)
         # The means of the terms of the first and of the second half of the draw are uncorrelated estimates of P^T 1.
-        half, other = sample.first(count // 2).factors(), sample.factors(count // 2)
+        half, other, factors = sample.first(count // 2).factors(), sample.factors(count // 2), sample.factors()
         weights = np.stack([np.ones(count), np.pad(half, (0, count - len(half))), other])
         sums, squares, seen = np.zeros((3, n_k)), np.zeros(n_k), 0
         for panel in attention_rows(p.q, p.k, sample.rows, scale=p.scale, is_causal=p.is_causal):
             place, x = slice(seen, seen + len(panel.rows)), panel.probabilities.astype(np.float64)
             sums += weights[:, place] @ x
-            squares += sample.factors()[place] @ x**2
+            squares += factors[place] @ x**2
             seen = place.stop
         most = self.largest_of_one * sample.left[0]
         column = most * kl_lower(min(1.0, squares.max() / most), math.log(2 * n_k / self.rule.delta) / count)
