@@ -99,14 +99,15 @@ def run_checks(
 
 def chosen_statements(only: tuple[str, ...] | None, dense: Dense | None) -> tuple[str, ...]:
     """The names in `only`, each once, in the order of the paper; or all that speak of the matrix."""
-    known = statements_of(None if dense is None else dense.kind)
+    kind = None if dense is None else dense.kind
+    known = statements_of(kind)
     if only is None:
         return known
     if unknown := sorted(set(only) - set(STATEMENTS)):
         raise ValueError(f"unknown statements: {', '.join(unknown)}; known: {', '.join(STATEMENTS)}")
     if silent := sorted(set(only) - set(known)):
         raise ValueError(
-            f"{', '.join(silent)} cannot be checked on a given {dense.kind} matrix; these can: {', '.join(known)}"
+            f"{', '.join(silent)} cannot be checked on a given {kind} matrix; these can: {', '.join(known)}"
         )
     return tuple(name for name in known if name in only)
 

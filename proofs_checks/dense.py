@@ -189,8 +189,7 @@ class Dense:
 
     def measured_hardness(self):
         """What `hyperattention_ref.hardness` says of this head."""
-        options = {"scale": self.scale, "is_causal": self.is_causal, "rng": 0}
-        return hr.hardness(self.query, self.key, self.mask_given, **options)
+        return hr.hardness(self.query, self.key, self.mask_given, scale=self.scale, is_causal=self.is_causal, rng=0)
 
     def hardness(self) -> dict:
         """The hypothesis values that a verdict reports."""

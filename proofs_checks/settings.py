@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from dataclasses import dataclass
 
@@ -64,10 +63,10 @@ class Settings(Result):
         Where no number does, because the statement allows as much or almost as much: the usual number, or as many as
         would detect it if nothing were allowed, whichever is more.
         """
-        usual = min(times * self.trials, trials_to_hold(claim) if claim else math.inf)
+        usual = times * self.trials if claim == 0 else min(times * self.trials, trials_to_hold(claim))
         if self.power is None:
             return usual
-        return trials_to_detect(self.power, claim) or max(usual, trials_to_detect(self.power, 0.0))
+        return trials_to_detect(self.power, claim) or max(usual, trials_to_detect(self.power, 0.0) or 0)
 
     def problems(self, default: tuple[str, ...], n: int | None = None):
         """One Problem for each family of the settings, or of `default` if they have none."""

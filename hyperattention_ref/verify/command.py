@@ -93,7 +93,7 @@ def verify(
         dense = read_matrix(matrix) if matrix else None
         if dense:
             settings = replace(settings, n=dense.n)
-        job = Job(settings, chosen_statements(only or None, dense), dense, command_line(context))
+        job = Job(settings, chosen_statements(tuple(only) if only else None, dense), dense, command_line(context))
         with interruptible("nothing is saved before the end; --quick takes seconds"):
             as_expected = run(job, out, console(160))
     except BAD_INPUT as error:

@@ -91,9 +91,9 @@ def error_against_m(rates: list[Verdict], epsilon: float) -> Plot:
         f"{rates[0].family}, n = {n}, spectral norms; ε = {epsilon:g}, so that the aim is an error of {number(aim)}. "
         "Left: line = mean, band = smallest to largest run, filled markers = the points that the slope is fitted to; "
         "at small m the cap removes mass and bends its curve upward. Right: the same points beside the error that is "
-        "guaranteed for this very matrix at each m, by the usable version of Lemma 1 (computed from the rows’ variances) "
-        "and by Lemma 1 with explicit constant. The horizontal distance is what the guarantee costs; right of the dotted "
-        "line it asks for more samples than there are tokens.",
+        "guaranteed for this very matrix at each m, by the usable version of Lemma 1 (computed from the rows’ "
+        "variances) and by Lemma 1 with explicit constant. The horizontal distance is what the guarantee costs; right "
+        "of the dotted line it asks for more samples than there are tokens.",
         figure,
     )
 

@@ -146,7 +146,7 @@ class Report(Result):
     def _asked(self) -> str:
         """The samples that the statements ask for on the user's matrix."""
         asked = {v.name: v.m_asked for v in self.verdicts if v.m_asked is not None}
-        return f"Samples asked for: {', '.join(f'{number(m)} by {name}' for name, m in asked.items()) or 'none'}."
+        return f"Samples asked for: {'; '.join(f'{name}: {number(m)}' for name, m in asked.items()) or 'none'}."
 
     def sections(self) -> dict[str, list[Verdict]]:
         """The verdicts by paper item; counterexamples that fail and what is for information come last."""

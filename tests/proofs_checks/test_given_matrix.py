@@ -1,7 +1,9 @@
 """The statements about one given matrix: which are checked, what is promised, and what is refused."""
 
+import re
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,6 +83,12 @@ def test_the_values_of_a_verdict_are_those_of_the_matrix():
     assert verdict.measured["op norm of P"] == pytest.approx(hardness.op_norm)
     assert verdict.expected is None
     assert verdict.m_asked > verdict.m_used
+
+
+def test_the_page_says_which_statements_speak_of_which_matrices():
+    page = (Path(__file__).parents[2] / "docs" / "verifying.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([a-z, ]+) \|$", page, flags=re.MULTILINE)
+    assert {name: set(kinds.split(", ")) for name, kinds in rows} == OF_A_MATRIX
 
 
 def test_real_heads_and_problems_are_matrices():
