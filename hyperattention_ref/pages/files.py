@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: dict) -> None:
     """Strict JSON in UTF-8."""
     write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
+
+
+def write_csv(path: Path, rows: Sequence[dict]) -> None:
+    """Rows of the same columns, under a line with their names."""
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, rows[0] if rows else ())
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, lines.getvalue())
 
 
 def write_report(folder: Path, data: str, report: Result, plots: Iterable[Plot], template: str, **names) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from hyperattention_ref.pages import files
@@ -45,17 +43,9 @@ def write_report(report: SurveyReport, folder: Path) -> None:
 
     With a comparison also comparison.csv; without one, a file of that name is from another run, and removed.
     """
-    _write_csv(folder / "measures.csv", list(table(report)))
+    files.write_csv(folder / "measures.csv", list(table(report)))
     if report.comparison and report.comparison.heads:
-        _write_csv(folder / COMPARISON, list(comparison.table(report.comparison)))
+        files.write_csv(folder / COMPARISON, list(comparison.table(report.comparison)))
     else:
         (folder / COMPARISON).unlink(missing_ok=True)
     files.write_report(folder, "measures.json", report, draw_figures(report), "surveys/page.html.j2", **NAMES)
-
-
-def _write_csv(path: Path, rows: list[dict]) -> None:
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(path, lines.getvalue())

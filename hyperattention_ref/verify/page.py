@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +23,5 @@ NAMES = {
 
 def write_report(report: Report, folder: Path) -> None:
     """Write report.json, report.csv, the plots as PNG and report.html to a folder, each whole or not at all."""
-    rows, lines = table(report), io.StringIO()
-    writer = csv.DictWriter(lines, rows[0] if rows else ())
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(folder / "report.csv", lines.getvalue())
+    files.write_csv(folder / "report.csv", table(report))
     files.write_report(folder, "report.json", report, draw_figures(report), "verify/page.html.j2", **NAMES)
