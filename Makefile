@@ -22,7 +22,7 @@ verify: .venv/report.installed
 	.venv/bin/hyperattention verify --out report
 
 test: .venv/test.installed
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2
 
 models: .venv-models/installed
 	.venv-models/bin/pytest tests/foundation/test_host_arrays.py tests/maps tests/surveys/test_captured.py tests/bench \

@@ -148,8 +148,17 @@ INTERRUPTED = {
 }
 
 
+@pytest.fixture
+def hearing_ctrl_c():
+    """Child processes hear Ctrl-C, also where the tests run in the background of a shell, which ignores it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for a process group")
 @pytest.mark.parametrize("name", INTERRUPTED)
+@pytest.mark.usefixtures("hearing_ctrl_c")
 def test_ctrl_c_says_what_is_saved_and_how_to_go_on(tmp_path, name):
     options, words = INTERRUPTED[name]
     command = [sys.executable, "-m", "hyperattention_ref", name, *options, "--out", tmp_path / "out"]

@@ -180,6 +180,7 @@ def extreme_trials(confidence, trials):
     return {name: coverage_limit(held) for name, held in hits.items()}
 
 
+@pytest.mark.slow
 def test_intervals_that_are_too_narrow_are_found_out():
     honest, narrow = (extreme_trials(confidence, trials=250) for confidence in (CONFIDENCE, TOO_LOW))
     assert min(honest.values()) >= CONFIDENCE, honest
