@@ -67,10 +67,8 @@ class Dense:
         check_size(len(q), len(k))
         scale = inputs.positive("scale", inputs.resolve_scale(getattr(matrix, "scale", None), q.shape[1]))
         inputs.logit_range(q, k, scale, v)
-        is_causal, mask = (
-            inputs.boolean("is_causal", getattr(matrix, "is_causal", False)),
-            getattr(matrix, "mask", None),
-        )
+        is_causal = inputs.boolean("is_causal", getattr(matrix, "is_causal", False))
+        mask = getattr(matrix, "mask", None)
         if is_causal:
             inputs.causal_lengths(len(q), len(k))
         if is_causal and mask is not None:

@@ -31,7 +31,7 @@ def check_matrix(settings: Settings, dense: Dense):
 
 
 def unchanged(transformation: str, hypothesis: str, dense: Dense, changed: Dense):
-    """P entry by entry, and all that `hardness` computes from it; log kappa before and after is recorded."""
+    """P entry by entry, and what is computed from it, the norm exactly; log kappa before and after is recorded."""
     before, after = dense.measured_hardness(), changed.measured_hardness()
     p, p_after = (
         hr.attention_probabilities(x.query, x.key, scale=x.scale, is_causal=x.is_causal) for x in (dense, changed)
@@ -45,11 +45,16 @@ def unchanged(transformation: str, hypothesis: str, dense: Dense, changed: Dense
         right=ROUNDING,
         measured=measured,
     )
-    names = ("alpha", "stable_rank", "op_norm", "frobenius_norm")
+    pairs = [
+        (before.alpha, after.alpha),
+        (before.frobenius_norm, after.frobenius_norm),
+        (dense.op_norm, changed.op_norm),
+    ]
+    pairs.append(tuple(frobenius**2 / norm**2 for frobenius, norm in zip(*pairs[1:], strict=True)))  # srank
     yield verdict(
         name=f"α and srank are invariant under {transformation}",
         statement="α, srank(P), ‖P‖_op and ‖P‖_F stay; left is the largest relative difference.",
-        left=[abs(getattr(after, name) / getattr(before, name) - 1) for name in names],
+        left=[abs(y / x - 1) for x, y in pairs],
         right=ROUNDING,
         measured=measured,
     )

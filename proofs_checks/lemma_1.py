@@ -32,8 +32,8 @@ def check(settings: Settings):
 def check_matrix(settings: Settings, dense: Dense):
     """At an m of practical size and, if so many keys can be drawn, at the m asked."""
     yield at_m(settings, dense, M, None)
-    asked = samples_asked(dense.n, dense.kappa, dense.alpha, settings.epsilon, dense.op_norm)
-    if asked <= dense.feasible(m := math.ceil(asked)):
+    m = math.ceil(samples_asked(dense.n, dense.kappa, dense.alpha, settings.epsilon, dense.op_norm))
+    if dense.feasible(m) == m:
         yield at_m(settings, dense, m, HOLDS, gamma=GAMMA)
 
 

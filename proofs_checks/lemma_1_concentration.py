@@ -7,20 +7,20 @@ import math
 import numpy as np
 
 from .dense import Dense
+from .lemma_1 import GAMMA
 from .settings import Settings
 
 FAMILIES = ("gaussian", "sink", "needle")
-GAMMA = 1 / 2048
 N = 8
 EPSILON = 1.0  # the largest that the proof allows; m grows like its inverse square
 
 
 def check(settings: Settings):
     for dense in settings.heads(FAMILIES, n=N):
-        yield from check_matrix(settings, dense, times=25)
+        yield from check_matrix(settings, dense)
 
 
-def check_matrix(settings: Settings, dense: Dense, times: int = 1):
+def check_matrix(settings: Settings, dense: Dense):
     """The largest |d_i - E d_i| / D_ii of every trial, d_i recomputed from the result of ApproxD."""
     n_q, n_k = dense.p.shape
     n = max(n_q, n_k)
@@ -28,7 +28,7 @@ def check_matrix(settings: Settings, dense: Dense, times: int = 1):
     rng = settings.rng("lemma 1, concentration", dense.family)
     open_entries = np.where(dense.mask, -np.inf, dense.log_a)
     left, remaining = [], []
-    for _ in range(settings.trials_for(claim := 2 / n**2, times)):
+    for _ in range(settings.trials_for(claim := 2 / n**2, dense.times(m, most=25))):
         result = dense.approx_d(epsilon=EPSILON, m=m, cap_constant=GAMMA, rng=rng)
         capped = np.exp(np.minimum(open_entries, result.log_caps[:, None]) - dense.log_d[:, None])
         draws = np.bincount(result.samples, minlength=n_k)

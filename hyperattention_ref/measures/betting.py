@@ -44,10 +44,10 @@ class Sum(NamedTuple):
         return cls(sample.terms(x), sample.seen(x), largest * sample.left)
 
     @classmethod
-    def known(cls, sample: RowSample, total: float) -> Sum:
-        """A sum that is known beforehand: nothing of it is left to be seen."""
+    def one(cls, sample: RowSample) -> Sum:
+        """The number 1, a sum that is known beforehand: nothing of it is left to be seen."""
         s = len(sample)
-        return cls(np.full(s, total), np.full(s + 1, total), np.zeros(s + 1))
+        return cls(np.ones(s), np.ones(s + 1), np.zeros(s + 1))
 
 
 def quotient_upper(top: Sum, bottom: Sum, delta: float) -> float:

@@ -203,7 +203,7 @@ class _Head:
 
         squares = (self.attention**2).sum(axis=1)
         attention = Sum.sampled(sample, squares, self.largest_of_attention)
-        low = quotient_lower(attention, Sum.known(sample, 1.0), self.rule.delta / 2)
+        low = quotient_lower(attention, Sum.one(sample), self.rule.delta / 2)
         norms = self._norms_of_p(min(FIRST_ROWS, count))
         sizes = Sizes(*norms, self.v_norm, math.sqrt(low), math.sqrt(attention.terms.mean()))
         errors = {name: self.attention - self._rows(name, sample.rows) for name in self.outputs}
@@ -214,7 +214,7 @@ class _Head:
 
     def _sampled(self, name: str, error: np.ndarray, top: Sum, attention: Sum, sizes: Sizes, stops: int) -> ErrorBounds:
         sample, delta = self.sample.first(len(error)), self.rule.delta
-        one, nothing = Sum.known(sample, 1.0), Sum.sampled(sample, np.zeros(len(error)), self.largest[name])
+        one, nothing = Sum.one(sample), Sum.sampled(sample, np.zeros(len(error)), self.largest[name])
         relative, standard_error = _relative_estimate(top, attention)
         # One fixed direction is tested, the top one of E: the dimension does not enter.
         op_square = operator_norm(np.sqrt(sample.factors())[:, None] * error) ** 2

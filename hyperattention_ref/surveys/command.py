@@ -30,9 +30,10 @@ _RECIPES = typer.Option(show_default="all", help="Recipes to compare, separated 
 _BUDGET = typer.Option(min=1, help="Keys for each query; a recipe’s pilot comes on top.")
 _ROWS = typer.Option(
     metavar="NUMBER | auto",
-    help="Exact rows for masses and errors; auto: until the verdict is sure. Default: all if that is quick, else 1024.",
+    help="Exact rows for errors, and for masses if it is a number; auto: until every error is decided. "
+    "Default: all for errors if that takes less than about a minute, else 1024; 1024 for masses.",
 )
-_EXACT = typer.Option("--exact", help="All rows, so that masses and errors are exact.")
+_EXACT = typer.Option("--exact", help="All rows for errors, so that they are exact.")
 _AGAINST = typer.Option(help="Folder of another survey: show what changed since, head by head.")
 _CONFIDENCE = typer.Option(help="Confidence of every bound by itself, between 0 and 1.")
 _OP_NORM = typer.Option("--op-norm/--no-op-norm", help="Compute ‖P‖ and the stable rank of every head.")

@@ -66,7 +66,7 @@ def test_without_any_error_the_bound_is_what_the_largest_bet_proves():
     n, s = 10**6, 300
     sample = in_order(range(n), np.ones(n)).first(s)
     nothing = Sum.sampled(sample, np.zeros(s), 1.0)
-    x = quotient_upper(nothing, Sum.known(sample, 1.0), DELTA)
+    x = quotient_upper(nothing, Sum.one(sample), DELTA)
     # Half of the capital is multiplied by 1 + x / (n - x) each time, or a little more.
     assert 0.5 * (1 + x / n) ** s <= 1 / DELTA
     assert x == pytest.approx(n * (2 / DELTA) ** (1 / s) - n, rel=0.05)
@@ -84,7 +84,7 @@ def test_all_rows_leave_no_doubt(n, weights, top, bottom):
 
 def test_rows_that_say_nothing_exclude_nothing():
     sample = in_order(range(3), np.ones(3)).first(1)
-    zero, one = Sum.sampled(sample, np.zeros(1), 1.0), Sum.known(sample, 1.0)
+    zero, one = Sum.sampled(sample, np.zeros(1), 1.0), Sum.one(sample)
     assert quotient_upper(one, zero, DELTA) == math.inf  # all of the bottom may be zero
     assert quotient_lower(zero, one, DELTA) == 0
 

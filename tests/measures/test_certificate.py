@@ -68,7 +68,7 @@ def test_bounds_are_those_of_the_theory_page(n_q, n_k, d_v, seed, causal):
         return Sum.sampled(sample, x[sample.rows], (caps / weights).max())
 
     longest = np.array([np.linalg.norm(v[sees[i]], axis=1).max() ** 2 for i in range(n_q)])
-    attention, one = known((exact**2).sum(axis=1), longest), Sum.known(sample, 1.0)
+    attention, one = known((exact**2).sum(axis=1), longest), Sum.one(sample)
     columns, most = sample.factors() @ p[sample.rows] ** 2, sample.left[0] / weights.min()
     column = most * kl_lower(min(1, columns.max() / most), math.log(2 * n_k / delta) / s)
     together = (p[sample.rows].sum(axis=0) ** 2).sum() / s
