@@ -165,10 +165,10 @@ def _ablation_bars(axes: Axes, ablations: dict[str, dict[str, Verdict]], aim: fl
         failed = f"{number(np.median(verdict.left))}: {verdict.failures} of {verdict.trials} fail"
         axes.text(high * 1.25, y, failed, va="center")
     axes.axvline(aim, color=RED, linewidth=1.2)
-    axes.text(aim, len(rows) - 0.45, f"ε/2 = {number(aim)} ", color=RED, ha="right", va="bottom")
+    axes.text(aim, len(rows) - 0.15, f"ε/2 = {number(aim)} ", color=RED, ha="right", va="bottom")
     axes.set_yticks(range(len(rows)), [f"{family}, {kind}" for family, kind, _ in rows])
     largest = max(verdict.left.max() for *_, verdict in rows)
-    axes.set(xscale="log", xlim=(edge, max(1.0, largest) * 1000), ylim=(len(rows) - 0.4, -0.6))
+    axes.set(xscale="log", xlim=(edge, max(1.0, largest) * 1000), ylim=(len(rows) - 0.1, -0.6))
     axes.set(xlabel="error in (6)", title="Hostile input: what their absence costs")
     axes.grid(axis="y", visible=False)
 

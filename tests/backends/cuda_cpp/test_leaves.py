@@ -223,5 +223,5 @@ def test_on_a_gpu_leaves_are_causal_attention_of_slices(name, n, layout):
     arrays = tensors((2, 2), n, n, 64, "bfloat16", layout, device="cuda")
     leaves, _ = causal_tiling(n, 512)
     if reason := leaves_obstacle(PRIMITIVES[name], *arrays, leaves):
-        pytest.skip(reason)
+        pytest.skip(reason)  # what the primitive says that it cannot take on this device, such as a width
     check_leaves(PRIMITIVES[name], *arrays, leaves, 0.125)

@@ -284,5 +284,5 @@ def test_on_a_gpu_it_is_exact_attention(name, dtype, is_causal, lead, n_q, n_k, 
     n_q, n_k = (max(n_q, n_k),) * 2 if is_causal else (n_q, n_k)
     arrays = tensors(lead, n_q, n_k, d, dtype, layout, device="cuda", factor=3.0)
     if reason := PRIMITIVES[name].obstacle(*arrays, is_causal=is_causal):
-        pytest.skip(reason)
+        pytest.skip(reason)  # what the primitive says that it cannot take on this device, such as a width
     check(PRIMITIVES[name], *arrays, d**-0.5, is_causal)
