@@ -6,6 +6,8 @@ routine, `RunningSoftmax.tiles`: the keys are folded tile by tile into the state
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from hyperattention_ref.foundation.backend import AttentionSums, each_head
@@ -42,12 +44,13 @@ class BlockedNumpy:
 
     def planned_attention(self, q, k, v, plan, *, scale):
         def one_head(q, k, v, head_plan):
-            out, lse = np.zeros((len(q), v.shape[1]), q.dtype), np.full(len(q), -np.inf, q.dtype)
+            out, lse = listed_attention(q, k, v, head_plan.lists, scale)
             for a, c in head_plan.leaves:
                 out[a:c], lse[a:c] = exact_head(q[a:c], k[a:c], v[a:c], scale, is_causal=True)
             for rectangle in head_plan.rectangles:
                 rows, keys = rectangle.rows_and_keys
-                part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, scale)
+                listed = partial(head_plan.listed, rectangle) if head_plan.lists else None
+                part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, listed, scale)
                 out[rows], lse[rows] = merge_attention((out[rows], lse[rows]), part)
             return out, lse
 
@@ -117,20 +120,44 @@ def exact_head(q, k, v, scale, is_causal):
     return softmax.finish()
 
 
-def rectangle_attention(q, k, v, rectangle, scale):
-    """Rules 3, 4 and 7 of the Plan: exact keys, then each view, then the sampled keys, every masked pair once."""
+def listed_attention(q, k, v, lists, scale):
+    """Rule 11 of the Plan: the pairs of BlockLists; none if `lists` is None."""
+    softmax = RunningSoftmax(q, k, v, scale)
+    hidden = _after if lists and lists.is_causal else None
+    for rows, keys in lists.blocks() if lists else ():
+        softmax.attend(rows, keys, excluded=hidden)
+    return softmax.finish()
+
+
+def rectangle_attention(q, k, v, rectangle, listed, scale):
+    """Rules 3, 4 and 7 of the Plan: exact keys, then each view, then the sampled keys, every masked pair once.
+
+    `listed(rows, keys)` is the tile of pairs that belong to another part; None if there are none.
+    """
     softmax = RunningSoftmax(q, k, v, scale)
     all_queries = np.arange(len(q))
-    softmax.attend(all_queries, rectangle.exact_keys)
+    softmax.attend(all_queries, rectangle.exact_keys, excluded=listed)
     query_blocks, key_blocks = rectangle.block_numbers(exact_keys=True)
     for u, view in enumerate(rectangle.views, start=len(query_blocks) - len(rectangle.views)):
-        earlier = in_one_block(query_blocks[:u], key_blocks[:u])
+        earlier = _either(in_one_block(query_blocks[:u], key_blocks[:u]), listed)
         for block in range(view.n_blocks):
             rows, keys = view.block(block)
             softmax.attend(rows, keys, excluded=earlier)
-    masked = in_one_block(query_blocks, key_blocks)
+    masked = _either(in_one_block(query_blocks, key_blocks), listed)
     softmax.attend(all_queries, rectangle.sampled_keys, rectangle.log_weights, masked)
     return softmax.finish()
+
+
+def _after(rows, keys):
+    """The tile of pairs whose key comes after the query."""
+    return keys > rows[:, None]
+
+
+def _either(one, other):
+    """The function that marks a pair that one of two such functions marks; None marks nothing."""
+    if one is None or other is None:
+        return one or other
+    return lambda rows, keys: one(rows, keys) | other(rows, keys)
 
 
 def in_one_block(query_blocks, key_blocks):
@@ -183,7 +210,7 @@ class RunningSoftmax:
         for tile in _tiles(len(queries), TILE_QUERIES):
             rows = queries[tile]
             if is_causal:
-                yield from self.tiles(rows, keys[: rows[-1] + 1], excluded=lambda rows, keys: keys > rows[:, None])
+                yield from self.tiles(rows, keys[: rows[-1] + 1], excluded=_after)
             else:
                 yield from self.tiles(rows, keys)
 

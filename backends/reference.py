@@ -70,23 +70,30 @@ class Reference:
 
     def _head(self, q, k, v, head_plan, scale):
         out, lse = np.zeros((len(q), v.shape[1])), np.full(len(q), NEUTRAL[1])
+        if head_plan.lists is not None:  # rule 11: listed pairs come first
+            listed = head_plan.lists.toarray()
+            out, lse = softmax_average(np.where(listed, scale * q @ k.T, -np.inf), v)
         for a, c in head_plan.leaves:  # rule 8: exact causal leaves
             rows = slice(a, c)
             out[rows], lse[rows] = self.exact_attention(q[rows], k[rows], v[rows], scale=scale, is_causal=True)
         for rectangle in head_plan.rectangles:  # rule 9: merged in the order of the plan
             rows, keys = rectangle.rows_and_keys
-            part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, scale)
+            listed = head_plan.listed(rectangle, range(rectangle.n_q), range(rectangle.n_k))
+            part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, listed, scale)
             out[rows], lse[rows] = merge_attention((out[rows], lse[rows]), part)
         return out, lse
 
 
-def rectangle_attention(q, k, v, rectangle, scale):
-    """Rules 3, 4 and 7: the masked pairs with weight 1, then every sampled key that the mask does not cover."""
+def rectangle_attention(q, k, v, rectangle, listed, scale):
+    """Rules 3, 4, 7 and 11: the masked pairs with weight 1, then every sampled key that the mask does not cover.
+
+    Pairs that are listed belong to another part.
+    """
     logits = scale * q @ k.T
     mask = rectangle.toarray()
     drawn = rectangle.sampled_keys
-    masked = np.where(mask, logits, -np.inf)
-    sampled = np.where(mask[:, drawn], -np.inf, logits[:, drawn] + rectangle.log_weights)
+    masked = np.where(mask & ~listed, logits, -np.inf)
+    sampled = np.where((mask | listed)[:, drawn], -np.inf, logits[:, drawn] + rectangle.log_weights)
     return softmax_average(np.hstack([masked, sampled]), np.vstack([v, v[drawn]]))
 
 

@@ -21,6 +21,7 @@ from .paper.algorithm_3_hyper_attention import literal_hyper_attention
 from .paper.algorithm_4_causal_approx_d import causal_approx_d, causal_literal_hyper_attention
 from .paper.definition_1_sorted_lsh import hamming_sorted_lsh
 from .paper.lemma_2_sampled_product import RowNormSample, row_norm_sample, sampled_product
+from .plan.block_lists import BlockLists
 from .plan.block_mask import BlockMask
 from .plan.head_plan import HeadPlan, Rectangle
 from .plan.merge import NEUTRAL, merge_attention
@@ -38,6 +39,7 @@ __all__ = [
     "RECIPES",
     "ApproxDResult",
     "AttentionMap",
+    "BlockLists",
     "BlockMask",
     "Hardness",
     "HeadPlan",

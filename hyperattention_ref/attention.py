@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
+from hyperattention_ref.foundation.backend import lacks
 from hyperattention_ref.foundation.host_arrays import in_library_of, like
 from hyperattention_ref.foundation.memory import memory_of, working_dtype
 from hyperattention_ref.foundation.registry import select
@@ -152,6 +153,11 @@ def hyper_attention(
         check_range(draws=planner.most_draws)
         plan = planner.plan(q, k, lead, rng)
     plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal, working_dtype(q))
+    if missing := lacks(chosen, plan.parts):
+        raise ValueError(
+            f"the plan has {' and '.join(sorted(missing))}, which the backend {chosen.name!r} does not compute: pass "
+            "backend='numba', or a recipe without window and pages"
+        )
     check_range(draws=plan.most_draws)
     return _shaped(chosen.planned_attention(q, k, v, plan, scale=scale), caller, lead, return_lse)
 

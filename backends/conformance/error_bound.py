@@ -20,8 +20,8 @@ with errors θ and θ', so that exactly
     |L̂ - L| ≤ ln Σ p e^η + u (6 + 6 ln K + 3 |L|) + 4 K t        (by Cauchy-Schwarz, -ln Σ p e^{-η} ≤ ln Σ p e^η).
 
 Division and rounding to the output type add (u + u_out)(|o| + error) and one subnormal number of that type. R is the
-number of parts that the query belongs to (leaf, views, exact keys, sampled keys) minus one. A pair that two views hold
-is one term; a key drawn twice is two.
+number of parts that the query belongs to (leaf, block list, views, exact keys, sampled keys) minus one. A pair that
+two parts hold is one term; a key drawn twice is two.
 """
 
 from __future__ import annotations
@@ -149,11 +149,14 @@ def _planned(head_plan):
     for a, c in head_plan.leaves:
         exact[a:c, a:c] = np.tri(c - a, dtype=bool)
         parts[a:c] += 1
+    if head_plan.lists is not None:
+        exact |= head_plan.lists.toarray()
+        parts += 1
     for r in head_plan.rectangles:
-        rows, mask = slice(r.query_start, r.query_start + r.n_q), r.toarray()
-        exact[rows, r.key_start : r.key_start + r.n_k] |= mask
+        rows, keys = r.rows_and_keys
+        exact[rows, keys] |= r.toarray()
         meets = np.zeros((head_plan.n_q, r.sampled_keys.size), dtype=bool)
-        meets[rows] = ~mask[:, r.sampled_keys]
+        meets[rows] = ~exact[rows, keys][:, r.sampled_keys]
         drawn.append((r.sampled_keys + r.key_start, r.log_weights, meets))
         parts[rows] += len(r.views) + bool(r.exact_keys.size) + bool(r.sampled_keys.size)
     return exact, parts, drawn

@@ -12,6 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("the conformance suite needs Hypothesis; install it with: pip install hypothesis") from error
 
+from hyperattention_ref.plan.block_lists import BlockLists
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 from hyperattention_ref.plan.noise import MAX_BITS
@@ -42,13 +43,14 @@ def hash_inputs(draw) -> HashInputs:
 
 
 @st.composite
-def attention_inputs(draw, *, planned: bool = False) -> AttentionInputs:
+def attention_inputs(draw, *, planned: bool = False, lists: bool = True) -> AttentionInputs:
     """Arguments of `exact_attention`, or with `planned` of `planned_attention`.
 
     Lengths are 1, small, ragged, or past the usual tiles, n_q != n_k unless causal, d_v != d. Rows are Gaussian, equal,
     zero or all near one direction; logits reach about 1, 80 or 500; layouts are contiguous, Fortran, transposed,
     strided, reversed, read-only, or of stride 0 along rows or heads; the dtype is float16, float32 or float64.
-    Half of the plans for many keys are one block of all pairs, of more keys than backends gather at a time.
+    Half of the plans for many keys are one block of all pairs, of more keys than backends gather at a time. `lists`:
+    whether plans may have block lists.
     """
     is_causal = draw(st.booleans())
     n_q = draw(_lengths())
@@ -66,7 +68,8 @@ def attention_inputs(draw, *, planned: bool = False) -> AttentionInputs:
     if planned:
         shape = draw(st.sampled_from([lead, (math.prod(lead),)]))  # grouped-query heads reach a backend unfolded
         views = ["all pairs"] if n_k == 1025 and draw(st.booleans()) else None
-        plan = draw(plans(shape=shape, n_q=n_q, n_k=n_k, is_causal=is_causal, views=views))
+        lists = lists and views is None
+        plan = draw(plans(shape=shape, n_q=n_q, n_k=n_k, is_causal=is_causal, views=views, lists=lists))
     return AttentionInputs(q, k, v, scale, is_causal, plan)
 
 
@@ -79,12 +82,14 @@ def plans(
     n_k: int | None = None,
     is_causal: bool | None = None,
     views: list[str] | None = None,
+    lists: bool = True,
 ) -> Plan:
-    """Plans of every kind that the ten rules allow; what is None is drawn too, `views` from VIEWS.
+    """Plans of every kind that the rules allow; what is None is drawn too, `views` from VIEWS.
 
     Up to three views with regular, ragged or empty blocks, the same pair in several of them; exact keys; sampled keys
     with repetitions, among them masked ones; log-weights of a uniform draw, zero, mixed, or up to ±1000; queries that
-    meet no key. Causal: leaves at random depth, rectangles stored in any order.
+    meet no key. Causal: leaves at random depth, rectangles stored in any order. With `lists`, half of them have block
+    lists, with rectangles or without, of blocks and pages of any size, empty lists among them.
     """
     is_causal = draw(st.booleans()) if is_causal is None else is_causal
     n_q = draw(_lengths()) if n_q is None else n_q
@@ -100,12 +105,18 @@ def plans(
     }
     leaf_chance = draw(st.sampled_from((0.2, 0.0, 0.6)))
 
+    has_lists = lists and draw(st.booleans())
+    has_rectangles = not has_lists or draw(st.booleans())
+
     def one_head() -> HeadPlan:
+        block_lists = _lists(rng, n_q, n_k, is_causal) if has_lists else None
+        if not has_rectangles:
+            return HeadPlan(n_q, n_k, (), (), block_lists)
         if not is_causal:
-            return HeadPlan(n_q, n_k, (_rectangle(rng, n_q, n_k, 0, 0, **style),))
+            return HeadPlan(n_q, n_k, (_rectangle(rng, n_q, n_k, 0, 0, **style),), (), block_lists)
         leaves, places = _random_tiling(rng, n_q, leaf_chance)
         rectangles = [_rectangle(rng, c - s, s - a, s, a, **style) for a, s, c in rng.permutation(places).tolist()]
-        return HeadPlan(n_q, n_k, tuple(rectangles), leaves)
+        return HeadPlan(n_q, n_k, tuple(rectangles), () if has_lists else leaves, block_lists)
 
     return Plan(shape, tuple(one_head() for _ in range(math.prod(shape))))
 
@@ -120,7 +131,7 @@ def sums_inputs(draw) -> SumsInputs:
     one = draw(attention_inputs())
     head = (0,) * (one.query.ndim - 2)
     q, k = one.query[head], one.key[head]
-    rectangle = draw(plans(shape=(), n_q=len(q), n_k=len(k), is_causal=False)).heads[0].rectangles[0]
+    rectangle = draw(plans(shape=(), n_q=len(q), n_k=len(k), is_causal=False, lists=False)).heads[0].rectangles[0]
     far = -2 * math.log(np.finfo(np.promote_types(q.dtype, np.float32)).tiny)
     gap = draw(st.sampled_from((0.0, 50.0, far, far))) if one.scale else 0.0
     if gap:
@@ -227,6 +238,13 @@ def _lay_out(x: np.ndarray, layout: str) -> np.ndarray:
     if layout == "read-only":
         x.setflags(write=False)
     return x
+
+
+def _lists(rng, n_q: int, n_k: int, is_causal: bool) -> BlockLists:
+    sizes = {"block_size": int(rng.integers(1, 20)), "page_size": int(rng.integers(1, 20))}
+    shape = [-(-n // size) for n, size in zip((n_q, n_k), sizes.values(), strict=True)]
+    listed = rng.random(shape) < rng.choice([0.1, 0.5, 1.0])
+    return BlockLists.from_mask(listed, n_q, n_k, **sizes, is_causal=is_causal)
 
 
 def _random_tiling(rng, n: int, leaf_chance: float):

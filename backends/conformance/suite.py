@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import Backend
+from hyperattention_ref.foundation.backend import BLOCK_LISTS, Backend, lacks
 from hyperattention_ref.foundation.memory import Memory, memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
@@ -83,7 +83,10 @@ def check_backend(
         "hash_codes": (hash_inputs(), _check_codes),
         "capped_sums": (capped_inputs(), _check_arithmetic),
         "exact_attention": (attention_inputs(), _check_arithmetic),
-        "planned_attention": (attention_inputs(planned=True), _check_arithmetic),
+        "planned_attention": (
+            attention_inputs(planned=True, lists=not lacks(backend, {BLOCK_LISTS})),
+            _check_arithmetic,
+        ),
         "attention_sums": (sums_inputs(), _check_arithmetic),
         "transposed_attention": (transposed_inputs(), _check_arithmetic),
     }

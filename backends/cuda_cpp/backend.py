@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
-from hyperattention_ref.foundation.backend import AttentionSums
+from hyperattention_ref.foundation.backend import BLOCK_LISTS, AttentionSums
 from hyperattention_ref.foundation.memory import library_of
 from hyperattention_ref.plan.head_plan import Rectangle
 
@@ -68,6 +68,8 @@ class CudaBackend:
     exact : computes exact attention and the leaves of causal plans: an `ExactPrimitive`, which takes torch tensors and
         is refused where it cannot run; None for the kernels of this library.
     """
+
+    lacks = frozenset({BLOCK_LISTS})
 
     def __init__(self, device: Device, path: str = "auto", exact: ExactPrimitive | None = None):
         if path not in PATHS:

@@ -133,27 +133,58 @@ def _exact_rows(work, q, k, v, state, scale, *, is_causal, is_final):
 
 
 def _planned_head(q, k, v, head_plan, state, scale):
-    """Leaves, then rectangles in the order of the plan; a causal head is finished at its end."""
+    """Block lists or leaves, then rectangles in the order of the plan; several parts are finished at their end."""
+    if head_plan.lists is not None:
+        _listed(q, k, v, head_plan.lists, state, scale, is_final=not head_plan.rectangles)
     leaves = [
         (a + first, a + stop, a) for a, c in head_plan.leaves for first, stop in reversed(pieces(c - a, at_most=512))
     ]
     _exact_rows(leaves, q, k, v, state, scale, is_causal=True, is_final=False)
+    is_whole = not head_plan.is_causal and head_plan.lists is None
     for r in head_plan.rectangles:
         rows, keys = r.rows_and_keys
         part = type(state)(*(x[rows] for x in state))
-        _rectangle(q[rows], k[keys], v[keys], r, part, scale, is_whole=not head_plan.is_causal)
-    if head_plan.is_causal:
+        lists = _lists(head_plan.lists, r.query_start, r.key_start)
+        _rectangle(q[rows], k[keys], v[keys], r, lists, part, scale, is_whole=is_whole)
+    if head_plan.leaves or (head_plan.lists is not None and head_plan.rectangles):
         run(_kernels().finish_rows, pieces(len(q)), state=state)
 
 
-def _rectangle(q, k, v, rectangle, state, scale, *, is_whole):
+def _listed(q, k, v, lists, state, scale, *, is_final):
+    """The pairs of BlockLists, on keys that are transposed within each page."""
+    key_pages = np.empty((lists.n_pages, k.shape[1], lists.page_size), k.dtype)
+    transposing = pieces(lists.n_pages, multiple=1)
+    run(_kernels().transpose_pages, transposing, k=k, page_size=lists.page_size, out=key_pages)
+    run(
+        _kernels().listed_rows,
+        list(reversed(pieces(lists.n_blocks, multiple=1))),
+        q=q,
+        key_pages=key_pages,
+        v=v,
+        factor=q.dtype.type(scale * LOG2_E),
+        lists=_lists(lists),
+        is_final=is_final,
+        state=state,
+    )
+
+
+def _lists(lists, first_query=0, first_key=0):
+    """BlockLists, or None, as kernels take them, seen from the rectangle that begins there."""
+    if lists is None:
+        none = np.empty(0, np.int64)
+        return _kernels().Lists(1, 1, none, none, False, 0, 0)
+    arrays = _writable(lists.offsets), _writable(lists.pages)
+    return _kernels().Lists(lists.block_size, lists.page_size, *arrays, lists.is_causal, first_query, first_key)
+
+
+def _rectangle(q, k, v, rectangle, lists, state, scale, *, is_whole):
     """One sweep over the queries for each view, at least one; the last takes the shared keys along.
 
     `is_whole`: the rectangle is all of its head.
     """
     mask = _mask(rectangle, rectangle.n_q, rectangle.n_k)
     shared = _shared(rectangle, k, v, mask)
-    no_keys = _kernels().Shared(*(x[:0] for x in shared[:3]), shared.blocks[:, :0])
+    no_keys = _kernels().Shared(*(x[:0] for x in shared[:3]), shared.blocks[:, :0], shared.indices[:0])
     n_sweeps = max(1, len(rectangle.views))
     for sweep in range(n_sweeps):
         is_last = sweep == n_sweeps - 1
@@ -169,6 +200,7 @@ def _rectangle(q, k, v, rectangle, state, scale, *, is_whole):
             key_order=key_order,
             view=sweep,
             mask=mask,
+            lists=lists,
             shared=shared if is_last else no_keys,
             is_new=is_whole and sweep == 0,
             is_final=is_whole and is_last,
@@ -195,7 +227,7 @@ def _shared(rectangle, k, v, mask):
     log_weights, blocks = np.zeros(keys.size), mask.key_blocks.take(keys, axis=1)  # in C order, for any number of views
     log_weights[n_exact:] = rectangle.log_weights[is_drawn] * LOG2_E
     blocks[:, :n_exact] = -1
-    return _kernels().Shared(k[keys], v[keys], log_weights.astype(k.dtype), blocks)
+    return _kernels().Shared(k[keys], v[keys], log_weights.astype(k.dtype), blocks, keys)
 
 
 def _mask(mask, n_q, n_k):

@@ -43,6 +43,10 @@ STEP = 128
 """Keys in a tile of logits, which is 32 kB in float32; sums over one step are added to those so far."""
 GROUP = 512
 """Queries that share one gathering of their blocks' keys, and keys gathered at a time, at most."""
+LIST_ROWS = 16
+"""Queries of a block of lists that are computed together, at most."""
+LIST_CHUNKS = 16
+"""Tiles of LANES keys of a list whose logits are computed before the softmax of them."""
 PREFETCH_DISTANCE = 8
 """How many rows ahead are prefetched, where rows are read in a permuted order."""
 LN_2 = math.log(2)
@@ -347,16 +351,30 @@ class Mask(NamedTuple):
     dense: np.ndarray
 
 
+class Lists(NamedTuple):
+    """BlockLists, and the place in them of the first query and the first key of a rectangle; no `pages` if no lists."""
+
+    block_size: int
+    page_size: int
+    offsets: np.ndarray
+    pages: np.ndarray
+    is_causal: bool
+    first_query: int
+    first_key: int
+
+
 class Shared(NamedTuple):
     """Keys that all queries of a rectangle meet: the exact keys and the sampled keys that are not exact.
 
-    Gathered `keys` and `values`, `log_weights` in base 2, `blocks` (views, .) int32, -1 in those of the exact keys.
+    Gathered `keys` and `values`, `log_weights` in base 2, `blocks` (views, .) int32, -1 in those of the exact keys;
+    `indices` are those of the keys in the rectangle.
     """
 
     keys: np.ndarray
     values: np.ndarray
     log_weights: np.ndarray
     blocks: np.ndarray
+    indices: np.ndarray
 
 
 @compiled
@@ -507,18 +525,23 @@ def store_state(tile, state, rows, is_final):
     """Write the state of some queries to memory; after their last part as output and natural log-sum-exp."""
     for lane in range(rows.size):
         prefetch_row(state.out, rows, lane)
-        i, top, total = rows[lane], tile.top[lane], tile.total[lane]
-        factor = tile.total.dtype.type(1)
-        if not is_final:
-            state.top[i], state.total[i] = top, total
-        elif total > 0:
-            factor /= total
-            state.top[i] = (top + np.log2(total)) * tile.total.dtype.type(LN_2)
-        else:
-            state.top[i] = -np.inf
-        row = state.out[i]
-        for e in range(row.size):
-            row[e] = tile.sums[e, lane] * factor
+        store_row(tile.sums[:, lane], tile.top[lane], tile.total[lane], state, rows[lane], is_final)
+
+
+@compiled
+def store_row(sums, top, total, state, i, is_final):
+    """Write the state of query i to memory; after its last part as output and natural log-sum-exp."""
+    factor = state.total.dtype.type(1)
+    if not is_final:
+        state.top[i], state.total[i] = top, total
+    elif total > 0:
+        factor /= total
+        state.top[i] = (top + np.log2(total)) * state.total.dtype.type(LN_2)
+    else:
+        state.top[i] = -np.inf
+    row = state.out[i]
+    for e in range(row.size):
+        row[e] = sums[e] * factor
 
 
 # --- Pairs that do not count -----------------------------------------------------------------------------------------
@@ -558,6 +581,19 @@ def hide_future(logits, n, rows, first_key):
         for lane in range(rows.size):
             if rows[lane] < first_key + j:
                 logits[j, lane] = hidden_logit(logits)
+
+
+@compiled
+def hide_listed(row, rows, key, lists):
+    """Hide, in the row of logits of a key, the queries `rows` whose block has the page of the key in its list."""
+    page = (lists.first_key + key) // lists.page_size
+    for lane in range(rows.size):
+        query = lists.first_query + rows[lane]
+        block = query // lists.block_size
+        stop = lists.offsets[block + 1]
+        place = lists.offsets[block] + np.searchsorted(lists.pages[lists.offsets[block] : stop], page)
+        if place < stop and lists.pages[place] == page and not (lists.is_causal and lists.first_key + key > query):
+            row[lane] = hidden_logit(row)
 
 
 @compiled
@@ -617,8 +653,8 @@ def make_groups(query_offsets, key_offsets):
 
 
 @compiled
-def attend_block(tile, keys, values, key_indices, mask, view, is_mixed, lanes):
-    """Fold the gathered keys of one or several blocks of a view, less the pairs that earlier views hold."""
+def attend_block(tile, keys, values, key_indices, mask, lists, rows, view, is_mixed, lanes):
+    """Fold the gathered keys of one or several blocks of a view, less listed pairs and those of earlier views."""
     for start in range(0, key_indices.size, STEP):
         n = min(STEP, key_indices.size - start)
         dot(tile, keys[start:], n, lanes)
@@ -628,6 +664,8 @@ def attend_block(tile, keys, values, key_indices, mask, view, is_mixed, lanes):
                 _set_unequal(row, lanes, tile.blocks[view], mask.key_blocks[view, key], hidden_logit(row))
             for earlier in range(view):
                 _set_equal(row, lanes, tile.blocks[earlier], mask.key_blocks[earlier, key], hidden_logit(row))
+            if lists.pages.size > 0:
+                hide_listed(row, rows, key, lists)
         fold(tile, values[start:], n, lanes)
 
 
@@ -638,8 +676,8 @@ def _add_weight(row, lanes, log_weight):
 
 
 @compiled
-def attend_shared(tile, shared, lanes):
-    """Fold the shared keys, less the pairs that some view holds."""
+def attend_shared(tile, shared, lists, rows, lanes):
+    """Fold the shared keys, less listed pairs and those that some view holds."""
     for start in range(0, shared.keys.shape[0], STEP):
         n = min(STEP, shared.keys.shape[0] - start)
         dot(tile, shared.keys[start:], n, lanes)
@@ -648,16 +686,18 @@ def attend_shared(tile, shared, lanes):
             _add_weight(row, lanes, shared.log_weights[start + j])
             for view in range(shared.blocks.shape[0]):
                 _set_equal(row, lanes, tile.blocks[view], shared.blocks[view, start + j], hidden_logit(row))
+            if lists.pages.size > 0:
+                hide_listed(row, rows, shared.indices[start + j], lists)
         fold(tile, shared.values[start:], n, lanes)
 
 
 @kernel
-def view_rows(groups, q, k, v, factor, query_order, key_order, view, mask, shared, is_new, is_final, state):
+def view_rows(groups, q, k, v, factor, query_order, key_order, view, mask, lists, shared, is_new, is_final, state):
     """Attention of the queries of some groups of a view to the keys of their blocks, then to the shared keys.
 
     All arrays are a rectangle's; `query_order` and `key_order` are those of view number `view`. Exact keys are shared,
-    and skipped in blocks. With every view but the last `shared` is empty. `is_new`: no part of these queries came
-    before; `is_final`: none follows.
+    and skipped in blocks; so are listed pairs. With every view but the last `shared` is empty. `is_new`: no part of
+    these queries came before; `is_final`: none follows.
     """
     tile = new_tile(q.shape[1], v.shape[1], mask.query_blocks.shape[0], q)
     keys, values = np.empty((GROUP, k.shape[1]), q.dtype), np.empty((GROUP, v.shape[1]), q.dtype)
@@ -679,11 +719,201 @@ def view_rows(groups, q, k, v, factor, query_order, key_order, view, mask, share
                 load_columns(tile, q, rows, factor)
                 load_blocks(tile, mask.query_blocks, rows)
                 load_state(tile, state, rows, is_new and is_first)
-                attend_block(tile, keys, values, key_indices[:n], mask, view, is_mixed, lanes)
+                attend_block(tile, keys, values, key_indices[:n], mask, lists, rows, view, is_mixed, lanes)
                 if is_last:
-                    attend_shared(tile, shared, lanes)
+                    attend_shared(tile, shared, lists, rows, lanes)
                 store_state(tile, state, rows, is_last and is_final)
             is_first = False
+
+
+# --- Block lists -----------------------------------------------------------------------------------------------------
+
+
+class ListTile(NamedTuple):
+    """The working memory of a thread for block lists, where lanes are keys: a block has too few queries to fill them.
+
+    Attributes
+    ----------
+    queries : (LIST_ROWS, d) multiplied by scale log2(e).
+    columns : (d, LANES) gathered keys, transposed.
+    values : (LANES, d_v rounded up to whole vectors) their values.
+    keys : (LIST_CHUNKS, LANES) their indices.
+    logits : (LIST_CHUNKS, LIST_ROWS, LANES) in base 2, then weights.
+    sums : (LIST_ROWS, d_v rounded up) weighted sums of values, relative to 2^top.
+    top, total : (LIST_ROWS,) the largest logit so far and the sum of weights, relative to 2^top.
+    part : (LIST_ROWS, LANES) largest logits, then sums, of each lane.
+    ones : (d_v rounded up,) the decay of sums that do not shrink.
+    """
+
+    queries: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+    keys: np.ndarray
+    logits: np.ndarray
+    sums: np.ndarray
+    top: np.ndarray
+    total: np.ndarray
+    part: np.ndarray
+    ones: np.ndarray
+
+
+@compiled
+def new_list_tile(d, d_v, like):
+    """Memory for blocks of lists, of the type of `like`."""
+    dtype, width = like.dtype, padded(d_v)
+    return ListTile(
+        np.empty((LIST_ROWS, d), dtype),
+        np.empty((d, LANES), dtype),
+        np.zeros((LANES, width), dtype),
+        np.empty((LIST_CHUNKS, LANES), np.int64),
+        np.empty((LIST_CHUNKS, LIST_ROWS, LANES), dtype),
+        np.empty((LIST_ROWS, width), dtype),
+        np.empty(LIST_ROWS, dtype),
+        np.empty(LIST_ROWS, dtype),
+        np.empty((LIST_ROWS, LANES), dtype),
+        np.ones(width, dtype),
+    )
+
+
+@kernel
+def transpose_pages(first_page, stop_page, k, page_size, out):
+    """out[p, e, j] = k[p page_size + j, e]: within a page the keys are the lanes. out is (pages, d, page_size)."""
+    for page in range(first_page, stop_page):
+        first = page * page_size
+        for j in range(min(page_size, k.shape[0] - first)):
+            for e in range(k.shape[1]):
+                out[page, e, j] = k[first + j, e]
+
+
+@compiled
+def _copy_lanes(columns, lane, page, first, n):
+    """columns[:, lane : lane + n] = page[:, first : first + n], eight entries in one move where there are as many."""
+    for e in range(page.shape[0]):
+        target, source = columns[e, lane:], page[e, first:]
+        j = 0
+        while j + 8 <= n:
+            x0, x1, x2, x3 = source[j], source[j + 1], source[j + 2], source[j + 3]
+            x4, x5, x6, x7 = source[j + 4], source[j + 5], source[j + 6], source[j + 7]
+            target[j], target[j + 1], target[j + 2], target[j + 3] = x0, x1, x2, x3
+            target[j + 4], target[j + 5], target[j + 6], target[j + 7] = x4, x5, x6, x7
+            j += 8
+        while j < n:
+            target[j] = source[j]
+            j += 1
+
+
+@compiled
+def _gather_lanes(tile, chunk, key_pages, n_keys, lists, place, stop, first):
+    """Fill the lanes with keys of the pages from `place` on, of which `first` keys are done; (keys, place, first)."""
+    n, keys = 0, tile.keys[chunk]
+    while place < stop and n < LANES:
+        page = lists.pages[place]
+        left = min(lists.page_size, n_keys - page * lists.page_size) - first
+        taken = min(left, LANES - n)
+        _copy_lanes(tile.columns, n, key_pages[page], first, taken)
+        for j in range(taken):
+            keys[n + j] = page * lists.page_size + first + j
+        n += taken
+        first += taken
+        if taken == left:
+            place, first = place + 1, 0
+    return n, place, first
+
+
+@vectorised
+def _lane_tops(logits, n_rows, lanes, part):
+    """part = max(part, logits)."""
+    for i in range(n_rows):
+        row, tops = logits[i], part[i]
+        for lane in range(lanes):
+            x, y = row[lane], tops[lane]
+            tops[lane] = x if x > y else y
+
+
+@vectorised
+def _lane_weights(logits, n_rows, lanes, top, part):
+    """Logits become weights 2^(logit - top of the row); `part` collects their sums."""
+    for i in range(n_rows):
+        row, total, highest = logits[i], part[i], top[i]
+        for lane in range(lanes):
+            weight = exp2(row[lane] - highest)
+            row[lane] = weight
+            total[lane] += weight
+
+
+@compiled
+def _raise_list_tops(tile, n_rows, n_chunks):
+    """The largest logit of each row; former sums shrink accordingly."""
+    tile.part[:n_rows] = empty_top(tile.part)
+    for chunk in range(n_chunks):
+        _lane_tops(tile.logits[chunk], n_rows, LANES, tile.part)
+    for i in range(n_rows):
+        former, top = tile.top[i], tile.top[i]
+        for lane in range(LANES):
+            top = max(top, tile.part[i, lane])
+        tile.top[i] = top
+        shrink = exp2(former - top)
+        tile.total[i] *= shrink
+        tile.sums[i] *= shrink
+
+
+@compiled
+def _fold_lists(tile, v, n_rows, n_chunks, n_last):
+    """Fold some chunks of logits, whose last one has n_last keys, and their values into the state of the rows."""
+    _raise_list_tops(tile, n_rows, n_chunks)
+    tile.part[:n_rows] = 0
+    width = tile.values.shape[1]
+    for chunk in range(n_chunks):
+        weights, n = tile.logits[chunk], n_last if chunk == n_chunks - 1 else LANES
+        _lane_weights(weights, n_rows, LANES, tile.top, tile.part)
+        gather(v, tile.keys[chunk, :n], tile.values)
+        multiply(weights, LANES, 1, n_rows, tile.values, width, tile.sums, n, True, tile.ones)
+    for i in range(n_rows):
+        for lane in range(LANES):
+            tile.total[i] += tile.part[i, lane]
+
+
+@compiled
+def _hide_lanes(tile, chunk, first_row, n_rows, n, is_causal):
+    """Hide the lanes without a key, and keys that come after their query."""
+    logits, keys = tile.logits[chunk], tile.keys[chunk]
+    for i in range(n_rows):
+        logits[i, n:] = hidden_logit(logits)
+        if is_causal and keys[n - 1] > first_row + i:  # keys rise
+            for lane in range(n):
+                if keys[lane] > first_row + i:
+                    logits[i, lane] = hidden_logit(logits)
+
+
+@kernel
+def listed_rows(first_block, stop_block, q, key_pages, v, factor, lists, is_final, state):
+    """Attention of the queries of some blocks to the pages in their lists; no part of these queries came before.
+
+    `key_pages` are the keys from `transpose_pages`.
+    """
+    tile = new_list_tile(q.shape[1], v.shape[1], q)
+    d = q.shape[1]
+    for block in range(first_block, stop_block):
+        stop_row = min((block + 1) * lists.block_size, q.shape[0])
+        for first_row in range(block * lists.block_size, stop_row, LIST_ROWS):
+            n_rows = min(LIST_ROWS, stop_row - first_row)
+            for i in range(n_rows):
+                source, target = q[first_row + i], tile.queries[i]
+                for e in range(d):
+                    target[e] = source[e] * factor
+            tile.top[:], tile.total[:], tile.sums[:] = empty_top(tile.top), 0, 0
+            place, stop, first = lists.offsets[block], lists.offsets[block + 1], 0
+            while place < stop:
+                n_chunks = n = 0
+                while place < stop and n_chunks < LIST_CHUNKS:
+                    n, place, first = _gather_lanes(tile, n_chunks, key_pages, v.shape[0], lists, place, stop, first)
+                    logits = tile.logits[n_chunks]
+                    multiply(tile.queries, d, 1, n_rows, tile.columns, padded(n), logits, d, False, tile.ones)
+                    _hide_lanes(tile, n_chunks, first_row, n_rows, n, lists.is_causal)
+                    n_chunks += 1
+                _fold_lists(tile, v, n_rows, n_chunks, n)
+            for i in range(n_rows):
+                store_row(tile.sums[i], tile.top[i], tile.total[i], state, first_row + i, is_final)
 
 
 @kernel

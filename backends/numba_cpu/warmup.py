@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from hyperattention_ref.plan.head_plan import Rectangle
+from hyperattention_ref.plan.block_lists import BlockLists
+from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 from hyperattention_ref.plan.plan import Plan
 
 from .backend import NumbaCPU
@@ -29,10 +30,12 @@ def _calls(x) -> dict[str, Callable]:
     """A call of each operation, with `x` for query, key and value."""
     backend, lse = NumbaCPU(), np.zeros(len(x), x.dtype)
     whole = Plan.from_orders([0, 1], [0, 1], block_size=1)
+    lists = BlockLists.from_mask(np.ones((2, 2), dtype=bool), 2, 2, block_size=1, page_size=1)
+    listed = Plan((), (HeadPlan(2, 2, (), (), lists),))
     causal = Plan.causal(2, 1, lambda start, split, stop: Rectangle(1, 1, query_start=split, key_start=start))
 
     def planned():
-        for plan in (whole, causal):
+        for plan in (whole, listed, causal):
             backend.planned_attention(x, x, x, plan, scale=1.0)
 
     return {

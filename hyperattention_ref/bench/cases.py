@@ -299,8 +299,7 @@ def prepare(contestant: Contestant, settings: CallSettings, heads: Heads, backen
 def logits(contestant: Contestant, plan: Plan | None, heads: Heads) -> int | None:
     """Logits that the call evaluates, from its plan or from the lengths; None for a rival's approximation."""
     if contestant.is_planned and plan is not None:
-        leaves = sum(math.comb(c - a + 1, 2) for head in plan.heads for a, c in head.leaves)
-        return leaves + sum(r.n_logits for head in plan.heads for r in head.rectangles)
+        return plan.n_logits
     if contestant.is_exact:
         return len(heads.query) * (math.comb(heads.n + 1, 2) if heads.is_causal else heads.n**2)
     return None

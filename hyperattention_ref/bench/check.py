@@ -145,8 +145,8 @@ def _planned_row(head: HeadPlan, row: int) -> Piece:
         sampled_keys=np.searchsorted(keys, drawn),
         log_weights=np.concatenate([np.empty(0), *(r.log_weights for r in met)]),
     )
-    leaves = sum(a <= row < c for a, c in head.leaves)
-    parts = leaves + sum(len(r.views) + bool(r.exact_keys.size) + bool(r.sampled_keys.size) for r in met)
+    parts = sum(a <= row < c for a, c in head.leaves) + (head.lists is not None)
+    parts += sum(len(r.views) + bool(r.exact_keys.size) + bool(r.sampled_keys.size) for r in met)
     return Piece(np.array([row]), keys, HeadPlan(1, len(keys), (rectangle,)), max(parts - 1, 0))
 
 

@@ -14,6 +14,8 @@ from hyperattention_ref.foundation.results import Result
 
 ARRAYS = ("log_total", "log_unmasked", "column_sums", "column_squares", "entropy")
 """The fields of `AttentionSums` that are arrays, in the memory of the backend; the others are floats."""
+BLOCK_LISTS = "block lists"
+"""The part of a Plan that a backend may lack."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,6 +55,9 @@ class Backend(Protocol):
     arrive as its views, results are arrays of the caller's library. Plans, masks, hyperplanes, samples and caps are
     decisions and lie on the host.
 
+    A backend that cannot compute every part of a Plan names those it `lacks`, a set of strings; `BLOCK_LISTS` is one.
+    Plans with these parts are refused before they reach it, and the conformance suite makes none.
+
     A backend that hashes and sorts where its arrays lie may also offer `drawn_attention(q, k, v, noise, planner, *,
     scale, extremes)`: (out, lse) of the Plan that a `plan.planner.Planner` of the paper's recipe makes from its noise,
     without this Plan on the host. `backends/cuda_cpp/backend.py` has it, and says in its docstring what is read of the
@@ -90,6 +95,11 @@ class Backend(Protocol):
         cap: `log_sums` `(n_q,)`, log Σ_r (1 - M_{i,ℓ_r}) min(A_{i,ℓ_r}, C_i), -inf for an empty sum, and `n_capped`
         `(n_q,)` int64, how many of these draws have A_{i,ℓ_r} > C_i.
         """
+
+
+def lacks(backend: Backend, parts) -> set[str]:
+    """Which of these parts of a Plan the backend cannot compute."""
+    return set(parts) & set(getattr(backend, "lacks", ()))
 
 
 def missing_members(x) -> list[str]:

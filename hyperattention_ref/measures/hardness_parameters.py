@@ -19,6 +19,7 @@ from hyperattention_ref.measures.norm_interval import norm_interval
 from hyperattention_ref.measures.per_head import per_head
 from hyperattention_ref.paper.row_rescaling import PILOT_SIZE, pilot_log_row_sums
 from hyperattention_ref.paper.row_sums import large_entries
+from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.tiling import causal_tiling
 
@@ -174,8 +175,15 @@ def _masks(mask, lead: tuple[int, ...], n_q: int, n_k: int) -> dict[tuple[int, .
     """For the index of each head its mask: a Rectangle, a dense boolean array or None."""
     if isinstance(mask, Plan):
         mask.check_fits(lead, n_q, n_k, is_causal=False)
-        return dict(zip(np.ndindex(lead), (head.rectangles[0] for head in mask.heads), strict=True))
+        return dict(zip(np.ndindex(lead), map(_as_rectangle, mask.heads), strict=True))
     return dict.fromkeys(np.ndindex(lead), None if mask is None else large_entries(mask, n_q, n_k))
+
+
+def _as_rectangle(head: HeadPlan) -> Rectangle:
+    """The exact pairs of a head that is not causal; block lists become views."""
+    (rectangle,) = head.rectangles or (Rectangle(head.n_q, head.n_k),)
+    views = head.lists.views() if head.lists is not None else ()
+    return Rectangle(head.n_q, head.n_k, (*rectangle.views, *views), rectangle.exact_keys)
 
 
 def _gram(q, k, log_total, scale, is_causal, backend):

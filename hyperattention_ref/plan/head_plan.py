@@ -1,11 +1,12 @@
 """The plan of one head: which pairs are exact and which keys are sampled, rectangle by rectangle.
 
 Rules 1-7 of the Plan (docs, page "theory") describe one `Rectangle` of queries by keys, rules 8 and 9 how a `HeadPlan`
-tiles one head with exact causal leaves and rectangles.
+tiles one head with exact causal leaves and rectangles, rule 11 its block lists.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass, field, fields
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.host_arrays import host_array
+from hyperattention_ref.plan.block_lists import BlockLists
 from hyperattention_ref.plan.block_mask import BlockMask, index_array
 from hyperattention_ref.plan.tiling import split_point
 
@@ -139,41 +141,70 @@ class Rectangle:
 class HeadPlan:
     """How one head is tiled.
 
-    Derived: rules 8 and 9. Without `leaves` the head is not causal and is one rectangle. With leaves it is the causal
-    recursion on [0, n): a range is an exact causal leaf, or it is split at a + ceil((c - a)/2) into two ranges and the
-    rectangle of its right queries and left keys. A row's result is the merge of its leaf and then its rectangles in
-    the order in which they are stored, which `causal_tiling` makes smallest first.
+    Derived: rules 8, 9 and 11. A head that is not causal is one rectangle. A causal head is the recursion on [0, n): a
+    range is an exact causal leaf, or it is split at a + ceil((c - a)/2) into two ranges and the rectangle of its right
+    queries and left keys. A row's result is the merge of its leaf and then its rectangles in the order in which they
+    are stored, which `causal_tiling` makes smallest first.
+
+    The pairs of `lists` come before all others: a rectangle takes them neither as exact nor as sampled pairs. A head
+    with lists has no leaves, for the lists may hold the diagonal, and needs no rectangle: a pair that is in no part is
+    dropped.
 
     Parameters
     ----------
     n_q, n_k : lengths of the head.
     rectangles : Rectangles, placed by their query_start and key_start.
     leaves : pairs (a, c), exact causal attention on the range [a, c).
+    lists : BlockLists of the whole head, causal if it is; or None.
     """
 
     n_q: int
     n_k: int
     rectangles: tuple[Rectangle, ...]
     leaves: tuple[tuple[int, int], ...] = ()
+    lists: BlockLists | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "rectangles", tuple(self.rectangles))
         object.__setattr__(self, "leaves", tuple((_index(a), _index(c)) for a, c in self.leaves))
+        if self.lists is not None:
+            _check_lists(self)
         if self.is_causal:
             _check_causal_tiling(self)
-        elif len(self.rectangles) != 1 or self.rectangles[0].place != (0, self.n_q, 0, self.n_k):
+            return
+        is_one = len(self.rectangles) == 1 and self.rectangles[0].place == (0, self.n_q, 0, self.n_k)
+        if not is_one and (self.lists is None or self.rectangles):
             raise ValueError(
                 f"a plan without leaves must be one rectangle that covers all {self.n_q} queries and {self.n_k} keys"
             )
 
     @property
     def is_causal(self) -> bool:
-        return bool(self.leaves)
+        return bool(self.leaves) or (self.lists is not None and self.lists.is_causal)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the head is one exact causal leaf."""
+        return self.leaves == ((0, self.n_q),)
+
+    @property
+    def n_logits(self) -> int:
+        """Number of logits that a backend evaluates, pairs seen by several views or draws counted each time."""
+        leaves = sum(math.comb(c - a + 1, 2) for a, c in self.leaves)
+        return leaves + (self.lists.nnz if self.lists else 0) + sum(r.n_logits for r in self.rectangles)
+
+    def listed(self, rectangle: Rectangle, queries, keys) -> np.ndarray:
+        """The (len(queries), len(keys)) boolean tile of listed pairs, counted from the rectangle's first of each."""
+        if self.lists is None:
+            return np.zeros((len(queries), len(keys)), dtype=bool)
+        return self.lists.pairs(np.asarray(queries) + rectangle.query_start, np.asarray(keys) + rectangle.key_start)
 
     def rows(self, queries) -> np.ndarray:
         """For these queries the pairs that are computed exactly, (len(queries), n_k) boolean; leaves are exact."""
         queries = np.asarray(queries)
         mask = np.zeros((len(queries), self.n_k), dtype=bool)
+        if self.lists is not None:
+            mask |= self.lists.rows(queries)
         for a, c in self.leaves:
             inside = (a <= queries) & (queries < c)
             mask[inside, a:c] = np.arange(a, c) <= queries[inside, None]
@@ -181,7 +212,7 @@ class HeadPlan:
             first, stop, key_first, key_stop = rectangle.place
             inside = (first <= queries) & (queries < stop)
             if inside.any():
-                mask[inside, key_first:key_stop] = rectangle.rows(queries[inside] - first)
+                mask[inside, key_first:key_stop] |= rectangle.rows(queries[inside] - first)
         return mask
 
 
@@ -193,8 +224,17 @@ def _index(x) -> int:
         raise TypeError(f"a leaf has the end {x!r}; its ends must be integers") from None
 
 
+def _check_lists(head: HeadPlan) -> None:
+    if not isinstance(head.lists, BlockLists):
+        raise TypeError(f"lists is a {type(head.lists).__name__}; it must be BlockLists or None")
+    if head.lists.shape != (head.n_q, head.n_k):
+        raise ValueError(f"lists have shape {head.lists.shape}; it must be (n_q, n_k) = {(head.n_q, head.n_k)}")
+    if head.leaves:
+        raise ValueError("the plan has lists and leaves; put the pairs of the leaves into the lists")
+
+
 def _check_causal_tiling(head: HeadPlan) -> None:
-    """The leaves and rectangles must be exactly those of one recursion on [0, n)."""
+    """The leaves and rectangles must be those of one recursion on [0, n); beside lists a range may stay empty."""
     inputs.causal_lengths(head.n_q, head.n_k)
     leaves, places = set(head.leaves), {r.place for r in head.rectangles}
     if len(leaves) < len(head.leaves) or len(places) < len(head.rectangles):
@@ -206,6 +246,8 @@ def _check_causal_tiling(head: HeadPlan) -> None:
             return
         split = split_point(a, c)
         if split == c or (split, c, a, split) not in places:
+            if head.lists is not None:
+                return
             raise ValueError(
                 f"the causal plan leaves the range [{a}, {c}) open; it needs the leaf ({a}, {c}) or the rectangle of "
                 f"queries [{split}, {c}) by keys [{a}, {split})"

@@ -1,7 +1,7 @@
 """The Plan: every discrete decision of an attention call, made before any arithmetic.
 
-Ten rules define it (docs, page "theory"): those of `head_plan` for one head, and rule 10 for the `Plan` of a batch of
-heads. Given the same Plan, all backends agree within rounding.
+Eleven rules define it (docs, page "theory"): those of `head_plan` for one head, and rule 10 for the `Plan` of a batch
+of heads. Given the same Plan, all backends agree within rounding.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hyperattention_ref.foundation.backend import BLOCK_LISTS
 from hyperattention_ref.plan import plan_file
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
@@ -57,6 +58,16 @@ class Plan:
     def most_draws(self) -> int:
         """The most sampled keys that one query can meet."""
         return max(sum(r.sampled_keys.size for r in head.rectangles) for head in self.heads)
+
+    @property
+    def parts(self) -> set[str]:
+        """The parts that not every backend can compute."""
+        return {BLOCK_LISTS} if any(head.lists is not None for head in self.heads) else set()
+
+    @property
+    def n_logits(self) -> int:
+        """Number of logits that a backend evaluates for all heads."""
+        return sum(head.n_logits for head in self.heads)
 
     @classmethod
     def from_orders(

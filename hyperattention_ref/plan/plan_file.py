@@ -12,11 +12,13 @@ import numpy as np
 from hyperattention_ref.foundation.named_file import named_file
 from hyperattention_ref.foundation.npz_file import NpzFile
 from hyperattention_ref.foundation.whole_file import whole_file
+from hyperattention_ref.plan.block_lists import BlockLists
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 
-FORMAT = 1
+FORMAT = 2
 VIEW_ARRAYS = ("query_order", "key_order", "query_offsets", "key_offsets")
+LIST_ARRAYS = ("offsets", "pages")
 KEY_ARRAYS = {"exact_keys": "iu", "sampled_keys": "iu", "log_weights": "f"}
 """The arrays of a rectangle, and the kinds of their dtypes."""
 Loaded = TypeVar("Loaded")
@@ -43,6 +45,9 @@ def to_arrays(shape: tuple[int, ...], heads: tuple[HeadPlan, ...]) -> dict[str, 
         arrays[f"{h}/leaves"] = np.array(head.leaves, np.int64).reshape(-1, 2)
         arrays[f"{h}/places"] = np.array([r.place for r in head.rectangles], np.int64).reshape(-1, 4)
         arrays[f"{h}/views"] = np.array([len(r.views) for r in head.rectangles], np.int64)
+        arrays[f"{h}/lists"] = _sizes(head.lists)
+        if head.lists is not None:
+            arrays |= {f"{h}/lists/{name}": getattr(head.lists, name) for name in LIST_ARRAYS}
         for r, rectangle in enumerate(head.rectangles):
             for name in KEY_ARRAYS:
                 arrays[f"{h}/{r}/{name}"] = getattr(rectangle, name)
@@ -50,6 +55,12 @@ def to_arrays(shape: tuple[int, ...], heads: tuple[HeadPlan, ...]) -> dict[str, 
                 for name in VIEW_ARRAYS:
                     arrays[f"{h}/{r}/{u}/{name}"] = getattr(view, name)
     return arrays
+
+
+def _sizes(lists: BlockLists | None) -> np.ndarray:
+    """(block size, page size, is causal) of the lists; empty if there are none."""
+    sizes = [] if lists is None else [lists.block_size, lists.page_size, lists.is_causal]
+    return np.array(sizes, np.int64)
 
 
 def from_arrays(arrays: dict[str, np.ndarray]) -> tuple[tuple[int, ...], tuple[HeadPlan, ...]]:
@@ -70,7 +81,19 @@ def _head(left: _Arrays, place: str, n_q: int, n_k: int) -> HeadPlan:
     if len(places) != len(counts):
         raise ValueError(f"{place}/views has {len(counts)} counts for {len(places)} rectangles")
     rectangles = (_rectangle(left, f"{place}/{r}", *x) for r, x in enumerate(zip(places, counts, strict=True)))
-    return HeadPlan(n_q, n_k, tuple(rectangles), tuple(left.integers(f"{place}/leaves", (None, 2))))
+    leaves = tuple(left.integers(f"{place}/leaves", (None, 2)))
+    return HeadPlan(n_q, n_k, tuple(rectangles), leaves, _lists(left, f"{place}/lists", n_q, n_k))
+
+
+def _lists(left: _Arrays, place: str, n_q: int, n_k: int) -> BlockLists | None:
+    sizes = left.integers(place, (None,))
+    if not sizes:
+        return None
+    if len(sizes) != 3 or sizes[2] > 1:
+        raise ValueError(f"{place} is {sizes}; it must be the block size, the page size, and 1 if causal or else 0")
+    block_size, page_size, is_causal = sizes
+    arrays = {name: left.take(f"{place}/{name}", "iu") for name in LIST_ARRAYS}
+    return BlockLists(n_q, n_k, block_size, page_size, **arrays, is_causal=bool(is_causal))
 
 
 def _rectangle(left: _Arrays, place: str, corners: list[int], n_views: int) -> Rectangle:

@@ -14,13 +14,14 @@ from hyperattention_ref.foundation.backend import Backend
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.foundation.randomness import streams
 from hyperattention_ref.foundation.registry import select
+from hyperattention_ref.plan.block_lists import BlockLists
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 from hyperattention_ref.plan.noise import Draw
+from hyperattention_ref.plan.pages import page_lists
 from hyperattention_ref.plan.pilot import pilot_column_masses
 from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.recipe import RECIPES, Recipe, preset
-from hyperattention_ref.plan.tiling import causal_tiling
 from hyperattention_ref.plan.views import view_orders
 
 
@@ -55,7 +56,8 @@ def make_plan(
     sample_size : m, keys drawn uniformly with replacement, the same for all queries of a head, each of log-weight
         log(n_k / m).
     lsh_bits : r, hyperplanes of the hash.
-    min_seq_len : causal ranges up to this length are exact leaves.
+    min_seq_len : causal ranges up to this length are exact leaves; with a window or pages, heads up to this length are
+        exact, and there are no other leaves.
     scale : multiplies the logits; None means 1/sqrt(d). Only a recipe with a pilot looks at it.
     rng : None, seed or numpy.random.Generator. Each head has a stream of its own for planes and samples, and one each
         for random orders and for the pilot, so one seed gives all recipes of one sample_size and lsh_bits the same
@@ -113,12 +115,8 @@ class Planner:
     def of(cls, q, k, *, is_causal, scale, backend, recipe, min_seq_len, **paper) -> Planner:
         """From checked arrays, a number as scale, a Backend, and the other arguments of `make_plan`."""
         recipe, min_seq_len = _resolve(recipe, paper), inputs.count("min_seq_len", min_seq_len)
-        n_q, n_k = q.shape[-2], k.shape[-2]
-        if not is_causal:
-            return cls(recipe, scale, False, backend, (), ((0, n_q, 0, n_k),))
-        leaves, triples = causal_tiling(n_q, min_seq_len)
-        places = tuple((split, stop, start, split) for start, split, stop in triples)
-        return cls(recipe, scale, True, backend, leaves, places)
+        tiling = recipe.tiling(q.shape[-2], k.shape[-2], is_causal=is_causal, min_seq_len=min_seq_len)
+        return cls(recipe, scale, is_causal, backend, *tiling)
 
     @property
     def most_draws(self) -> int:
@@ -140,7 +138,8 @@ class Planner:
         decide = _Decisions(self, rng)
         draws = self._draw(rng, q.shape[-1])
         rectangles = [decide.rectangle(q, k, *one) for one in zip(self.places, draws, strict=True)]
-        return HeadPlan(len(q), len(k), tuple(rectangles), self.leaves)
+        lists = decide.lists(q, k) if self.recipe.has_lists and not self.leaves else None
+        return HeadPlan(len(q), len(k), tuple(rectangles), self.leaves, lists)
 
     def _draw(self, rng: np.random.Generator, d: int) -> Draw:
         recipe = self.recipe
@@ -155,6 +154,13 @@ class _Decisions:
         self.is_causal = planner.is_causal
         self.orders_rng, self.pilot_rng = rng.spawn(2)  # the draws of rng itself stay the same
 
+    def lists(self, q, k) -> BlockLists:
+        """The near and the picked pages of a head."""
+        recipe, memory = self.recipe, memory_of(self.backend)
+        paging = recipe.paging(len(q), len(k), is_causal=self.is_causal)
+        choice = {"top": recipe.pages, "lift": recipe.lift, "scale": self.scale}
+        return page_lists(memory.to_host(q), memory.to_host(k), paging, **choice)
+
     def rectangle(self, q, k, place: tuple[int, int, int, int], draw: Draw) -> Rectangle:
         """The rectangle at this place of a head."""
         query_start, query_stop, key_start, key_stop = place
@@ -167,7 +173,7 @@ class _Decisions:
             else:
                 orders = view_orders(kind, q, k, draw.planes, self.orders_rng, self.backend)
                 views.append(BlockMask.from_orders(*orders, recipe.block_size))
-        if key_start == 0:
+        if key_start == 0 and not recipe.has_lists:
             is_exact[: recipe.first_keys] = True
         masses = None
         if recipe.needs_pilot:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.plan.noise import MAX_BITS
+from hyperattention_ref.plan.pages import Paging
+from hyperattention_ref.plan.tiling import causal_tiling
 from hyperattention_ref.plan.views import VIEWS
 
+PAGE_SIZE = 8
+"""Keys in a page, and queries in a block: what was best in a decoder, of 4, 8 and 16."""
 SAMPLINGS = ("uniform", "importance")
 DEFAULT_BUDGET = 512
 """Keys per query of a recipe that is given by its name alone: the paper's 256 in a block and 256 samples."""
@@ -21,7 +26,8 @@ class Recipe(Result):
 
     Derived: the default is the paper's practical algorithm, everything else is ours. A recipe holds for every
     rectangle: the whole head, or each rectangle of the causal recursion by itself. Its parts add up, and a pair that
-    several of them find counts once.
+    several of them find counts once. Window and pages belong to the whole head, causal or not: pages compete over the
+    whole past of their block.
 
     Parameters
     ----------
@@ -37,7 +43,11 @@ class Recipe(Result):
     block_size : b, keys in a block of each view.
     lsh_bits : r, hyperplanes of the hash.
     first_keys : exact keys at the start of the sequence ("attention sinks"); a causal rectangle that does not start
-        there has none.
+        there has none. Beside a window or pages: the whole pages that hold them.
+    window : keys around each block of `page_size` queries, before them if causal, in whole pages: the near pages.
+    pages : far pages that each block picks, those that it wants more than others do; see `page_lists`.
+    page_size : keys in a page, and queries in a block.
+    lift : how far pages that all blocks want must stand back, from 0, not at all, to 1.
     heavy_columns : exact keys, those of largest column norm of P (the rectangle's own) in the pilot.
     pilot_rows : random query rows that the pilot computes exactly. There is a pilot only for heavy columns and for
         importance sampling; its pilot_rows n_k logits for each rectangle are not in `keys_per_query`.
@@ -58,6 +68,10 @@ class Recipe(Result):
     block_size: int = 256
     lsh_bits: int = 8
     first_keys: int = 0
+    window: int = 0
+    pages: int = 0
+    page_size: int = PAGE_SIZE
+    lift: float = 0.8
     heavy_columns: int = 0
     pilot_rows: int = 32
     sample_size: int = 256
@@ -71,17 +85,66 @@ class Recipe(Result):
             raise ValueError(f"views is {self.views}; it must be any of {', '.join(VIEWS)}, each once")
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"sampling is {self.sampling!r}; it must be one of {', '.join(SAMPLINGS)}")
-        for name, most in (("block_size", None), ("lsh_bits", MAX_BITS), ("pilot_rows", None)):
+        for name, most in (("block_size", None), ("lsh_bits", MAX_BITS), ("pilot_rows", None), ("page_size", None)):
             object.__setattr__(self, name, inputs.count(name, getattr(self, name), most=most))
-        for name in ("first_keys", "heavy_columns", "sample_size"):
+        for name in ("first_keys", "window", "pages", "heavy_columns", "sample_size"):
             object.__setattr__(self, name, inputs.count(name, getattr(self, name), least=0))
+        if not 0 <= inputs.finite("lift", self.lift) <= 1:
+            raise ValueError(f"lift is {self.lift}; it must be within 0 and 1")
         if self.keys_per_query == 0:
             raise ValueError("the recipe finds no key at all; name a view, exact keys or a sample_size")
 
     @property
     def keys_per_query(self) -> int:
-        """Logits for each query of a rectangle: blocks, exact keys and samples; the pilot not counted."""
-        return len(self.views) * self.block_size + self.first_keys + self.heavy_columns + self.sample_size
+        """Logits for each query of a rectangle: blocks, exact keys, pages and samples; preparation not counted."""
+        shared = self.first_keys + self.heavy_columns + self.sample_size
+        return len(self.views) * self.block_size + self.window + self.pages * self.page_size + shared
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether it has near or picked pages, which belong to the whole head."""
+        return bool(self.window or self.pages)
+
+    @property
+    def has_rectangles(self) -> bool:
+        """Whether it does anything rectangle by rectangle."""
+        first_keys = 0 if self.has_lists else self.first_keys
+        return bool(self.views or first_keys or self.heavy_columns or self.sample_size)
+
+    def logits_per_query(self, n_q: int, n_k: int, *, is_causal: bool = False, min_seq_len: int = 4096) -> float:
+        """Logits for each query of a head, preparation included: pilots, and page scores, count like logits.
+
+        What several parts find is counted for each of them, and a block or a page as if it were full.
+        """
+        leaves, places = self.tiling(n_q, n_k, is_causal=is_causal, min_seq_len=min_seq_len)
+        total = sum(math.comb(c - a + 1, 2) for a, c in leaves)
+        if self.has_lists and not leaves:
+            total += self.paging(n_q, n_k, is_causal=is_causal).n_logits(self.pages)
+        for first, stop, key_first, key_stop in places:
+            n_keys = key_stop - key_first
+            first_keys = self.first_keys if key_first == 0 and not self.has_lists else 0
+            shared = first_keys + self.heavy_columns + self.sample_size
+            blocks = len(self.views) * min(self.block_size, n_keys)
+            total += (stop - first) * (blocks + shared) + (self.pilot_rows * n_keys if self.needs_pilot else 0)
+        return total / n_q
+
+    def tiling(self, n_q: int, n_k: int, *, is_causal: bool, min_seq_len: int):
+        """How a head is tiled: leaves (a, c), and places (query_start, query_stop, key_start, key_stop) of rectangles.
+
+        A causal head without leaves has the lists of this recipe; their window holds what leaves of its size would.
+        """
+        if not is_causal:
+            return (), ((0, n_q, 0, n_k),) if self.has_rectangles else ()
+        is_listed = self.has_lists and n_q > min_seq_len
+        leaves, triples = causal_tiling(n_q, max(1, self.window) if is_listed else min_seq_len)
+        places = tuple((split, stop, start, split) for start, split, stop in triples)
+        if not is_listed:
+            return leaves, places
+        return (), places if self.has_rectangles else ()
+
+    def paging(self, n_q: int, n_k: int, *, is_causal: bool) -> Paging:
+        """The pages of a head."""
+        return Paging(n_q, n_k, self.page_size, is_causal, self.window, self.first_keys)
 
     @property
     def is_plain(self) -> bool:
@@ -105,7 +168,20 @@ class _Preset(NamedTuple):
     most_first_keys: int = 0
 
 
-RECIPES = {
+class _Paged(NamedTuple):
+    """A recipe of whole pages up to its budget: a page of first keys, the window, and the share of picked pages."""
+
+    picked_quarters: int = 3
+
+    def recipe(self, budget: int) -> Recipe:
+        size = min(PAGE_SIZE, budget)
+        pages = budget // size
+        picked, first = pages * self.picked_quarters // 4, int(pages > 1)
+        window = (pages - picked - first) * size
+        return Recipe(views=(), sample_size=0, page_size=size, first_keys=first * size, window=window, pages=picked)
+
+
+RECIPES: dict[str, _Preset | _Paged] = {
     "paper": _Preset("sort_lsh", 0, 2),
     "uniform": _Preset(None, 0, 4),
     "centred": _Preset("centred_sort_lsh", 0, 2),
@@ -115,6 +191,7 @@ RECIPES = {
     "window_sinks": _Preset("local", 0, 0, most_first_keys=4),
     "local_heavy": _Preset("local", 2, 0),
     "local_heavy_importance": _Preset("local", 1, 2, sampling="importance"),
+    "pages": _Paged(),
 }
 """The named recipes; `preset` makes them for a budget."""
 
@@ -136,18 +213,21 @@ def preset(name: str, budget: int = DEFAULT_BUDGET) -> Recipe:
         - "window_sinks": the first four keys (fewer if that were more than half), the rest for local blocks, no
           samples: biased whatever the budget;
         - "local_heavy": half for local blocks, half for heavy columns, no samples: biased likewise;
-        - "local_heavy_importance": a quarter, a quarter, and half for importance samples.
+        - "local_heavy_importance": a quarter, a quarter, and half for importance samples;
+        - "pages": three quarters for far pages that each block picks, a page of first keys, the rest for the window.
     budget : keys per query, at least 1. What does not divide goes to the blocks, or to the samples where there are
         none; a part of size 0 is left out.
 
     Returns
     -------
-    Recipe whose `keys_per_query` is `budget`.
+    Recipe whose `keys_per_query` is `budget`, or, where it is made of pages, `budget` rounded down to whole pages.
     """
     if not isinstance(name, str) or name not in RECIPES:
         raise ValueError(f"recipe {name!r} is unknown; known: {', '.join(RECIPES)}")
     budget = inputs.count("budget", budget)
     kind = RECIPES[name]
+    if isinstance(kind, _Paged):
+        return kind.recipe(budget)
     first = min(kind.most_first_keys, budget // 2)
     heavy, samples = budget * kind.heavy_quarters // 4, budget * kind.sample_quarters // 4
     rest = budget - first - heavy - samples

@@ -69,7 +69,7 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> HeadMeasures:
     plans = {name: _plan(query, key, head, name, settings) for name in settings.recipes}
     outputs = {name: hr.hyper_attention(query, key, value, plan=plan, **common) for name, plan in plans.items()}
     outputs = {name: memory.to_host(output) for name, output in outputs.items()}
-    is_exact = not any(plan.heads[0].rectangles for plan in plans.values())
+    is_exact = all(plan.heads[0].is_exact for plan in plans.values())
     errors = _errors(q, k, v, outputs, head, settings, backend, "all" if is_exact else settings.rows)
     verdict, rule = judge({name: errors.bounds[name] for name in outputs}, settings.tolerance, errors.rows_to_decide)
     if is_exact:
@@ -185,12 +185,10 @@ def _plan(q, k, head: AttentionMap, name: str, settings: SurveySettings) -> Plan
 
 def _recipe(name: str, plan: HeadPlan, mass: Mass, errors: ErrorBounds, settings: SurveySettings) -> RecipeMeasures:
     recipe = preset(name, settings.budget)
-    in_leaves = sum((stop - start) * (stop - start + 1) // 2 for start, stop in plan.leaves)
-    in_rectangles = sum(rectangle.n_logits for rectangle in plan.rectangles)
     return RecipeMeasures(
         **vars(errors),
         mass=mass,
-        logits_per_query=(in_leaves + in_rectangles) / plan.n_q,
+        logits_per_query=plan.n_logits / plan.n_q,
         keys_per_query=recipe.keys_per_query,
         pilot_rows=recipe.pilot_rows if recipe.needs_pilot else 0,
     )
@@ -256,5 +254,5 @@ def _from_rows(q, k, count: int, head: AttentionMap, plans: dict[str, Plan], set
     for name, total in sums.items():
         mean = min(1.0, total / count)
         ends = (float(bound(mean, delta, count, n)) for bound in (mean_lower, mean_upper))
-        masses[name] = Mass(mean, *ends) if plans[name].heads[0].rectangles else Mass(1.0, 1.0, 1.0)  # all is exact
+        masses[name] = Mass(1.0, 1.0, 1.0) if plans[name].heads[0].is_exact else Mass(mean, *ends)
     return masses, tuple(map(tuple, picture.tolist()))

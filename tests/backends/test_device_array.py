@@ -16,6 +16,7 @@ from hyperattention_ref import backends
 from hyperattention_ref.backends import device_array
 from hyperattention_ref.backends.device_array import DeviceArray, device_view, new_array, row_major
 from hyperattention_ref.foundation import registry
+from hyperattention_ref.foundation.backend import lacks
 from hyperattention_ref.foundation.extremes import Extremes
 from hyperattention_ref.foundation.memory import HOST, device_kind, memory_of
 from hyperattention_ref.plan.recipe import RECIPES, preset
@@ -297,6 +298,10 @@ def test_every_recipe_decides_as_on_the_host(name, is_causal):
     expected = hr.make_plan(*host[:2], **options)
     for one, other in zip(plan.heads, expected.heads, strict=True):
         np.testing.assert_array_equal(one.rows(np.arange(60)), other.rows(np.arange(60)))
+    if lacks(backend(), plan.parts):
+        with pytest.raises(ValueError, match="the plan has block lists, which the backend"):
+            hr.hyper_attention(*on_device(*host), backend=backend(), **options)
+        return
     found = hr.hyper_attention(*on_device(*host), backend=backend(), **options)
     np.testing.assert_allclose(np.asarray(found), hr.hyper_attention(*host, **options), atol=2e-6)
 

@@ -10,13 +10,20 @@ from hyperattention_ref.backends.reference import Reference
 
 
 def by_the_rules(q, k, v, head_plan, scale):
-    """(out, lse) of one head in extended precision, pair by pair as rules 1-9 say; no matrix product, no merge."""
+    """(out, lse) of one head in extended precision, pair by pair as rules 1-9 and 11 say; no matrix product, no merge."""
     q, k, v = (x.astype(np.longdouble) for x in (q, k, v))
     out, lse = np.zeros((len(q), v.shape[1]), np.longdouble), np.full(len(q), -np.inf, np.longdouble)
     terms = [[] for _ in q]
     for a, c in head_plan.leaves:
         for i in range(a, c):
             terms[i] += [(j, 0.0) for j in range(a, i + 1)]
+    listed = [set() for _ in q]
+    if (lists := head_plan.lists) is not None:
+        for i in range(len(q)):
+            pages = lists.pages_of(i // lists.block_size).tolist()
+            keys = {p * lists.page_size + j for p in pages for j in range(lists.page_size)}
+            listed[i] = {j for j in keys if j < len(k) and (j <= i or not lists.is_causal)}
+            terms[i] += [(j, 0.0) for j in listed[i]]
     for r in head_plan.rectangles:
         blocks = [(view.query_blocks(), view.key_blocks()) for view in r.views]
         for i in range(r.n_q):
@@ -25,7 +32,9 @@ def by_the_rules(q, k, v, head_plan, scale):
                 exact |= set(np.flatnonzero(key_block == query_block[i]).tolist())
             drawn = zip(r.sampled_keys.tolist(), r.log_weights, strict=True)
             met = [(j, 0.0) for j in exact] + [(j, w) for j, w in drawn if j not in exact]
-            terms[r.query_start + i] += [(r.key_start + j, w) for j, w in met]
+            elsewhere = listed[r.query_start + i]
+            met = [(r.key_start + j, w) for j, w in met if r.key_start + j not in elsewhere]
+            terms[r.query_start + i] += met
     for i, met in enumerate(terms):
         if met:
             keys, weights = np.array([j for j, _ in met]), np.array([w for _, w in met], np.longdouble)

@@ -107,7 +107,7 @@ def test_a_file_that_holds_no_plan_is_refused_with_its_name(saved, content):
 
 
 TAMPERED = {
-    "another format": {"format": np.array(2)},
+    "another format": {"format": np.array(1)},
     "a format that is no number": {"format": np.array([1, 1])},
     "three lengths": {"lengths": np.array([12, 12, 12])},
     "wrong lengths": {"lengths": np.array([12, 13])},

@@ -57,20 +57,23 @@ def test_paper_is_the_default_by_every_way_of_saying_it():
 
 @given(name=st.sampled_from(list(RECIPES)), budget=st.integers(1, 600))
 def test_a_preset_spends_its_budget_exactly(name, budget):
-    assert preset(name, budget).keys_per_query == budget
+    recipe = preset(name, budget)
+    page = recipe.page_size if recipe.has_lists else 1
+    assert recipe.keys_per_query == budget // page * page > 0
 
 
 @given(name=st.sampled_from(list(RECIPES)), budget=st.integers(1, 80), n_q=st.integers(1, 60), n_k=st.integers(1, 60))
 def test_no_query_meets_more_keys_than_the_budget(name, budget, n_q, n_k):
     q, k, _ = problem(n_q, n_k)
-    r = only_rectangle(q, k, preset(name, budget), rng=0)
-    assert r.toarray().sum(axis=1).max() + r.sampled_keys.size <= budget
+    (head,) = make_plan(q, k, recipe=preset(name, budget), rng=0).heads
+    n_sampled = sum(r.sampled_keys.size for r in head.rectangles)
+    assert head.rows(range(n_q)).sum(axis=1).max() + n_sampled <= budget
 
 
 def test_presets_at_64_keys_split_as_named():
     split = {
         name: (r.views, r.block_size if r.views else 0, r.first_keys, r.heavy_columns, r.sample_size, r.sampling)
-        for name, r in ((name, preset(name, 64)) for name in RECIPES)
+        for name, r in ((name, preset(name, 64)) for name in RECIPES if not preset(name, 64).has_lists)
     }
     assert split == {
         "paper": (("sort_lsh",), 32, 0, 0, 32, "uniform"),
@@ -83,6 +86,12 @@ def test_presets_at_64_keys_split_as_named():
         "local_heavy": (("local",), 32, 0, 32, 0, "uniform"),
         "local_heavy_importance": (("local",), 16, 0, 16, 32, "importance"),
     }
+
+
+def test_presets_of_pages_split_as_named():
+    r = preset("pages", 100)
+    assert (r.page_size, r.first_keys, r.window, r.pages, r.sample_size, r.views) == (8, 8, 16, 9, 0, ())
+    assert (preset("pages", 5).page_size, preset("pages", 5).window) == (5, 5)
 
 
 SHAPES = [  # n_q, n_k, leading shapes of query and of key, causal

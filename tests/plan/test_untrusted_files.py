@@ -69,7 +69,7 @@ def central_offset(value):
 
 INTS = np.array([0], np.int64)
 ROWS = {
-    "format 2": (named({"format": np.array(2)}), "format 2; this version reads format 1"),
+    "format 1": (named({"format": np.array(1)}), "format 1; this version reads format 2"),
     "format that is no integer": (named({"format": np.array(1.0)}), "format has dtype float64"),
     "format true": (named({"format": np.array(True)}), "format has dtype bool"),
     "no format": (named({"format": None}), "lacks format"),

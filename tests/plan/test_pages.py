@@ -1,0 +1,145 @@
+"""Routed pages: the near pages of each block, and those that it picks by the lifted score."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperattention_ref import Recipe, exact_attention, hyper_attention, make_plan, preset
+from hyperattention_ref.plan.pages import Paging, page_lists
+
+
+@st.composite
+def pagings(draw):
+    is_causal, n_q = draw(st.booleans()), draw(st.integers(1, 60))
+    n_k = n_q if is_causal else draw(st.integers(1, 60))
+    return Paging(n_q, n_k, draw(st.integers(1, 9)), is_causal, draw(st.integers(0, 30)), draw(st.integers(0, 9)))
+
+
+def literal_lists(q, k, paging, top, lift, scale):
+    """The docstring of page_lists, page by page; the set of pages of each block."""
+    size = paging.size
+    blocks = [range(b, min(b + size, paging.n_q)) for b in range(0, paging.n_q, size)]
+    pages = [range(p, min(p + size, paging.n_k)) for p in range(0, paging.n_k, size)]
+    near, _ = paging.masks(np.arange(len(blocks)))
+    shares = []
+    for b, block in enumerate(blocks):
+        far = [p for p, page in enumerate(pages) if not near[b, p] and (not paging.is_causal or page[0] <= block[-1])]
+        mass = {p: math.exp(scale * q[block].mean(0) @ k[pages[p]].mean(0)) * len(pages[p]) for p in far}
+        shares.append({p: x / sum(mass.values()) for p, x in mass.items()})
+    result = []
+    for b, share in enumerate(shares):
+        seen = shares[: b + 1] if paging.is_causal else shares
+        score = {}
+        for p, x in share.items():
+            given = [other[p] for other in seen if p in other]
+            score[p] = x / ((sum(given) + 4 / len(share)) / (len(given) + 4)) ** lift
+        picked = sorted(score, key=lambda p: (-score[p], p))[:top]
+        result.append(set(np.flatnonzero(near[b])) | set(picked))
+    return result
+
+
+@given(pagings(), st.integers(0, 5), st.sampled_from((0.0, 0.8, 1.0)), st.integers(0, 99))
+def test_lists_are_those_of_the_formulas(paging, top, lift, seed):
+    g = np.random.default_rng(seed)
+    q, k = g.standard_normal((paging.n_q, 3)), g.standard_normal((paging.n_k, 3))
+    lists = page_lists(q, k, paging, top=top, lift=lift, scale=0.7)
+    assert (lists.block_size, lists.page_size, lists.is_causal) == (paging.size, paging.size, paging.is_causal)
+    found = [set(lists.pages_of(b)) for b in range(lists.n_blocks)]
+    assert found == literal_lists(q, k, paging, top, lift, 0.7)
+
+
+@given(pagings())
+def test_near_pages_hold_the_window_and_the_first_keys(paging):
+    near, far = paging.masks(np.arange(paging.n_blocks))
+    assert not (near & far).any()
+    pairs = np.repeat(np.repeat(near, paging.size, 0), paging.size, 1)[: paging.n_q, : paging.n_k]
+    i, j = np.arange(paging.n_q)[:, None], np.arange(paging.n_k)
+    if paging.is_causal:
+        assert (pairs | (j > i) | (i - j >= max(paging.window, 1)))[:, paging.first_keys :].all()
+        assert (pairs | (j > i))[:, : paging.first_keys].all()
+    else:
+        assert near.sum(axis=1).max() <= -(-paging.window // paging.size) + paging.first_pages
+        assert (near | far).all()
+
+
+@given(pagings(), st.integers(0, 5))
+def test_logits_are_counted_as_the_lists_have_them(paging, top):
+    g = np.random.default_rng(0)
+    q, k = g.standard_normal((paging.n_q, 3)), g.standard_normal((paging.n_k, 3))
+    lists = page_lists(q, k, paging, top=top, lift=0.8, scale=1.0)
+    _, far = paging.masks(np.arange(paging.n_blocks))
+    expected = lists.nnz + (far.sum() if top else 0)
+    if paging.n_q % paging.size == 0 and paging.n_k % paging.size == 0:
+        assert paging.n_logits(top) == expected
+    else:
+        assert paging.n_logits(top) >= expected
+
+
+def test_a_page_that_one_block_alone_wants_is_picked_before_one_that_all_want():
+    n, size = 512, 8
+    g = np.random.default_rng(0)
+    q, k = np.zeros((n, 3)), 0.1 * g.standard_normal((n, 3))
+    q[:, 0] = 1
+    k[64:72, 0] = 5  # everybody's
+    q[400:408, 1], k[200:208, 1] = 2, 2  # block 50 wants page 25
+    paging = Paging(n, n, size, True, 16, 0)
+    for lift, expected in ((0.0, 8), (0.8, 25)):
+        lists = page_lists(q, k, paging, top=1, lift=lift, scale=1.0)
+        assert expected in lists.pages_of(50)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("kind", ["zero", "equal", "500", "float16"])
+def test_degenerate_heads_give_finite_right_results(kind, is_causal):
+    g = np.random.default_rng(1)
+    x = g.standard_normal((3, 150, 4))
+    if kind == "zero":
+        x[:2] = 0
+    elif kind == "equal":
+        x[:2] = x[:2, :1]
+    q, k, v = x.astype(np.float16 if kind == "float16" else np.float64)
+    scale = 500 / np.abs(q.astype(float) @ k.astype(float).T).max() if kind == "500" else 1.0
+    options = {"is_causal": is_causal, "scale": float(scale)}
+    out = hyper_attention(q, k, v, recipe=preset("pages", 40), min_seq_len=8, rng=0, **options)
+    assert np.isfinite(out).all()
+    everything = Recipe(views=(), sample_size=0, window=8, pages=1000)
+    exact = hyper_attention(q, k, v, recipe=everything, min_seq_len=8, rng=0, **options)
+    np.testing.assert_allclose(exact, exact_attention(q, k, v, **options), atol=2e-3 if kind == "float16" else 1e-12)
+
+
+def test_short_causal_heads_are_exact_and_long_ones_have_lists_alone():
+    q, k = np.random.default_rng(0).standard_normal((2, 100, 4))
+    short = make_plan(q, k, is_causal=True, recipe=preset("pages", 32), min_seq_len=100).heads[0]
+    assert short.is_exact
+    assert short.lists is None
+    (long,) = make_plan(q, k, is_causal=True, recipe=preset("pages", 32), min_seq_len=99).heads
+    assert long.lists is not None
+    assert (long.leaves, long.rectangles) == ((), ())
+    mixed = Recipe(views=("sort_lsh",), block_size=4, sample_size=3, window=16, pages=2)
+    (both,) = make_plan(q, k, is_causal=True, recipe=mixed, min_seq_len=99).heads
+    covered = both.lists.toarray()
+    for r in both.rectangles:
+        covered[r.rows_and_keys] = True
+    assert (
+        covered | (np.arange(100) > np.arange(100)[:, None])
+    ).all()  # nothing is dropped where rectangles stand for it
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"page_size": 0}, "page_size is 0; it must be at least 1"),
+        ({"pages": -1}, "pages is -1; it must be at least 0"),
+        ({"window": 2.5}, "window is 2.5; it must be an integer"),
+        ({"lift": 1.5}, "lift is 1.5; it must be within 0 and 1"),
+        ({"lift": "x"}, "lift is 'x'; it must be a real number"),
+        ({"views": (), "sample_size": 0}, "the recipe finds no key at all"),
+    ],
+)
+def test_impossible_recipes_are_refused(change, words):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        Recipe(**change)
+    assert words in str(caught.value)
