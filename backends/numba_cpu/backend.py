@@ -18,6 +18,7 @@ from hyperattention_ref.foundation.backend import AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
 from hyperattention_ref.plan.head_plan import Rectangle
+from hyperattention_ref.plan.pages import PRIOR_BLOCKS
 
 from .threads import pieces, run
 
@@ -60,6 +61,52 @@ class NumbaCPU:
             _planned_head(q, k, v, head_plan, state, scale)
 
         return _over_heads(one_head, plan, q, k, v)
+
+    def pick_pages(self, q_mean, k_mean, paging, *, top, lift, scale):
+        """`plan.pages.pick_pages` in float32; shares are summed first, for each thread goes through some blocks only."""
+        first, stop = paging.windows()
+        lanes = _kernels().LANES
+        columns = np.zeros((-(-paging.n_pages // lanes), k_mean.shape[1], lanes), np.float32)
+        width = len(columns) * lanes
+        log_sizes = np.zeros(width, np.float32)
+        log_sizes[: paging.n_pages] = np.log2(paging.page_sizes)
+        k_mean = k_mean.astype(np.float32)
+        run(_kernels().transpose_pages, pieces(len(columns), multiple=1), k=k_mean, page_size=lanes, out=columns)
+        scores = _kernels().Scores(
+            (q_mean * (scale * LOG2_E)).astype(np.float32),
+            columns,
+            log_sizes,
+            first,
+            stop,
+            paging.existing(),
+            paging.first_pages,
+            paging.is_causal,
+        )
+        work = [(*piece, number) for number, piece in enumerate(pieces(paging.n_blocks, multiple=1))]
+        totals = np.zeros((len(work), width), np.float32)
+        run(_kernels().page_totals, work, scores=scores, totals=totals)
+        seen = np.zeros_like(totals)
+        for first_block, _, number in work:
+            blocks = first_block if paging.is_causal else paging.n_blocks
+            seen[number, : paging.n_pages] = paging.n_pickers(blocks)
+        if paging.is_causal:
+            totals = np.cumsum(totals, axis=0, dtype=np.float64).astype(np.float32) - totals
+        else:
+            totals[:] = totals.sum(axis=0)
+        picked = np.full((paging.n_blocks, min(top, paging.n_pages)), paging.n_pages)
+        run(
+            _kernels().pick_rows,
+            work,
+            scores=scores,
+            top=top,
+            lift=np.float32(lift),
+            prior_blocks=np.float32(PRIOR_BLOCKS),
+            far_counts=paging.far_counts(),
+            totals=totals,
+            seen=seen,
+            picked=picked,
+        )
+        return picked
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
         work = working_dtype(q)

@@ -45,6 +45,8 @@ GROUP = 512
 """Queries that share one gathering of their blocks' keys, and keys gathered at a time, at most."""
 LIST_ROWS = 16
 """Queries of a block of lists that are computed together, at most."""
+SCORED = 16
+"""Blocks whose scores are computed together."""
 LIST_CHUNKS = 16
 """Tiles of LANES keys of a list whose logits are computed before the softmax of them."""
 PREFETCH_DISTANCE = 8
@@ -198,12 +200,12 @@ _row, _row_1 = _register_block(1, VECTORS), _register_block(1, 1)
 
 @compiled
 def multiply(a, a_row, a_term, n_rows, b, n_lanes, c, n_terms, is_added, decay):
-    """C (n_rows, n_lanes) = [C diag(decay) +] A B; A has the strides a_row and a_term, B and C are contiguous.
+    """C (n_rows, n_lanes) = [C diag(decay) +] A B; A has the strides a_row and a_term, rows of B and C are contiguous.
 
     n_lanes is a multiple of 16, hence of every vector.
     """
     width = VECTOR_BYTES // c.itemsize
-    b_row, c_row = b.shape[1], c.shape[1]
+    b_row, c_row = b.shape[1], c.strides[0] // c.itemsize
     whole_rows = n_rows // ROWS * ROWS
     lane = 0
     while lane < n_lanes:
@@ -785,21 +787,61 @@ def transpose_pages(first_page, stop_page, k, page_size, out):
                 out[page, e, j] = k[first + j, e]
 
 
+MOVED = 8
+"""Entries that `_move` moves: a page of 8 keys has as many in each coordinate."""
+
+
+@intrinsic
+def _move(_, target, to, source, start):
+    """target[to + i] = source[start + i] for i < MOVED, in flat order: one load and one store.
+
+    The compiler makes none of a loop, where it cannot exclude that the arrays overlap or an index is negative.
+    """
+
+    def generate(context, builder, signature, args):
+        number = context.get_value_type(signature.args[0].dtype)
+        places = []
+        for kind, array, offset in ((signature.args[0], args[0], args[1]), (signature.args[2], args[2], args[3])):
+            data = context.make_array(kind)(context, builder, array).data
+            place = builder.gep(data, [offset])
+            places.append(builder.bitcast(place, ir.VectorType(number, MOVED).as_pointer()))
+        loaded = builder.load(places[1])
+        loaded.align = signature.args[0].dtype.bitwidth // 8
+        builder.store(loaded, places[0]).align = signature.args[0].dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp), generate
+
+
 @compiled
-def _copy_lanes(columns, lane, page, first, n):
-    """columns[:, lane : lane + n] = page[:, first : first + n], eight entries in one move where there are as many."""
-    for e in range(page.shape[0]):
-        target, source = columns[e, lane:], page[e, first:]
-        j = 0
-        while j + 8 <= n:
-            x0, x1, x2, x3 = source[j], source[j + 1], source[j + 2], source[j + 3]
-            x4, x5, x6, x7 = source[j + 4], source[j + 5], source[j + 6], source[j + 7]
-            target[j], target[j + 1], target[j + 2], target[j + 3] = x0, x1, x2, x3
-            target[j + 4], target[j + 5], target[j + 6], target[j + 7] = x4, x5, x6, x7
-            j += 8
-        while j < n:
-            target[j] = source[j]
-            j += 1
+def _copy_lanes(columns, lane, key_pages, page, first, n):
+    """columns[:, lane : lane + n] = key_pages[page, :, first : first + n]."""
+    d, size = key_pages.shape[1:]
+    whole = n // MOVED * MOVED
+    width, start = columns.shape[1], page * d * size + first
+    for i in range(0, whole, MOVED):
+        for e in range(d):
+            _move(columns, e * width + lane + i, key_pages, e * size + start + i)
+    if whole < n:
+        for e in range(d):
+            source, target = key_pages[page, e, first:], columns[e, lane:]
+            for i in range(whole, n):
+                target[i] = source[i]
+
+
+@compiled
+def _gather_values(v, keys, values):
+    """values[: keys.size, : d_v] = v[keys]."""
+    d_v = v.shape[1]
+    whole = d_v // MOVED * MOVED
+    for j in range(keys.size):
+        to, start = j * values.shape[1], keys[j] * d_v
+        for i in range(0, whole, MOVED):
+            _move(values, to + i, v, start + i)
+        if whole < d_v:
+            source, target = v[keys[j]], values[j]
+            for i in range(whole, d_v):
+                target[i] = source[i]
 
 
 @compiled
@@ -810,7 +852,7 @@ def _gather_lanes(tile, chunk, key_pages, n_keys, lists, place, stop, first):
         page = lists.pages[place]
         left = min(lists.page_size, n_keys - page * lists.page_size) - first
         taken = min(left, LANES - n)
-        _copy_lanes(tile.columns, n, key_pages[page], first, taken)
+        _copy_lanes(tile.columns, n, key_pages, page, first, taken)
         for j in range(taken):
             keys[n + j] = page * lists.page_size + first + j
         n += taken
@@ -841,15 +883,27 @@ def _lane_weights(logits, n_rows, lanes, top, part):
             total[lane] += weight
 
 
+@vectorised
+def _halve(part, n_rows, lanes, is_sum):
+    """part[:, :lanes] = the larger, or the sum, of it and of the next as many lanes."""
+    for i in range(n_rows):
+        low, high = part[i], part[i, lanes:]
+        for lane in range(lanes):
+            x, y = low[lane], high[lane]
+            low[lane] = x + y if is_sum else (x if x > y else y)
+
+
 @compiled
 def _raise_list_tops(tile, n_rows, n_chunks):
     """The largest logit of each row; former sums shrink accordingly."""
     tile.part[:n_rows] = empty_top(tile.part)
     for chunk in range(n_chunks):
         _lane_tops(tile.logits[chunk], n_rows, LANES, tile.part)
+    _halve(tile.part, n_rows, LANES // 2, False)
+    _halve(tile.part, n_rows, LANES // 4, False)
     for i in range(n_rows):
         former, top = tile.top[i], tile.top[i]
-        for lane in range(LANES):
+        for lane in range(LANES // 4):
             top = max(top, tile.part[i, lane])
         tile.top[i] = top
         shrink = exp2(former - top)
@@ -866,10 +920,12 @@ def _fold_lists(tile, v, n_rows, n_chunks, n_last):
     for chunk in range(n_chunks):
         weights, n = tile.logits[chunk], n_last if chunk == n_chunks - 1 else LANES
         _lane_weights(weights, n_rows, LANES, tile.top, tile.part)
-        gather(v, tile.keys[chunk, :n], tile.values)
+        _gather_values(v, tile.keys[chunk, :n], tile.values)
         multiply(weights, LANES, 1, n_rows, tile.values, width, tile.sums, n, True, tile.ones)
+    _halve(tile.part, n_rows, LANES // 2, True)
+    _halve(tile.part, n_rows, LANES // 4, True)
     for i in range(n_rows):
-        for lane in range(LANES):
+        for lane in range(LANES // 4):
             tile.total[i] += tile.part[i, lane]
 
 
@@ -914,6 +970,204 @@ def listed_rows(first_block, stop_block, q, key_pages, v, factor, lists, is_fina
                 _fold_lists(tile, v, n_rows, n_chunks, n)
             for i in range(n_rows):
                 store_row(tile.sums[i], tile.top[i], tile.total[i], state, first_row + i, is_final)
+
+
+# --- The choice of pages ---------------------------------------------------------------------------------------------
+
+
+class Scores(NamedTuple):
+    """What the scores of all blocks share; all is float32, logarithms are in base 2.
+
+    Attributes
+    ----------
+    q_mean : (blocks, d) mean queries, multiplied by scale log2(e).
+    columns : (chunks, d, LANES) mean keys from `transpose_pages`.
+    log_sizes : (chunks LANES,) logarithms of the sizes of pages.
+    first, stop, existing : (blocks,) windows, and pages that exist for each block.
+    first_pages : pages at the start that are near.
+    is_causal : whether the average share is over the blocks so far.
+    """
+
+    q_mean: np.ndarray
+    columns: np.ndarray
+    log_sizes: np.ndarray
+    first: np.ndarray
+    stop: np.ndarray
+    existing: np.ndarray
+    first_pages: int
+    is_causal: bool
+
+
+@vectorised
+def _add_logs(row, log_sizes, n):
+    for p in range(n):
+        row[p] += log_sizes[p]
+
+
+@vectorised
+def _largest_entry(row, n, part):
+    """The largest of the first n entries, a multiple of 16."""
+    part[:16] = row[:16]
+    for p in range(0, n, 16):
+        for lane in range(16):
+            x, y = row[p + lane], part[lane]
+            part[lane] = x if x > y else y
+    top = part[0]
+    for lane in range(1, 16):
+        top = max(top, part[lane])
+    return top
+
+
+@vectorised
+def _share_sum(row, n, top, part, share):
+    """share = 2^(row - top); their sum."""
+    part[:16] = 0
+    for p in range(n):
+        share[p] = exp2(row[p] - top)
+    for p in range(0, n, 16):
+        for lane in range(16):
+            part[lane] += share[p + lane]
+    total = part[0]
+    for lane in range(1, 16):
+        total += part[lane]
+    return total
+
+
+@vectorised
+def _add_shares(share, n, factor, total):
+    for p in range(n):
+        total[p] += share[p] * factor
+
+
+@compiled
+def _score_blocks(scores, block, n_blocks, rows):
+    """rows = logarithms of the masses of the far pages of some blocks, hidden elsewhere; their padded width."""
+    d = scores.q_mean.shape[1]
+    n_columns = -(-scores.existing[block + n_blocks - 1] // LANES)
+    width = n_columns * LANES
+    for chunk in range(n_columns):
+        part = rows[:, chunk * LANES : (chunk + 1) * LANES]
+        multiply(scores.q_mean[block:], d, 1, n_blocks, scores.columns[chunk], LANES, part, d, False, rows[0])
+    for i in range(n_blocks):
+        row, b = rows[i], block + i
+        _add_logs(row, scores.log_sizes, width)
+        row[: scores.first_pages] = hidden_logit(row)
+        row[scores.first[b] : scores.stop[b]] = hidden_logit(row)
+        row[scores.existing[b] : width] = hidden_logit(row)
+    return width
+
+
+@kernel
+def page_totals(first_block, stop_block, piece, scores, totals):
+    """totals[piece] = the sums of the shares of each page over some blocks."""
+    rows, share = np.empty((SCORED, totals.shape[1]), np.float32), np.empty(totals.shape[1], np.float32)
+    part, sums = np.empty(16, np.float32), totals[piece]
+    for block in range(first_block, stop_block, SCORED):
+        n_blocks = min(SCORED, stop_block - block)
+        n = _score_blocks(scores, block, n_blocks, rows)
+        for i in range(n_blocks):
+            top = _largest_entry(rows[i], n, part)
+            if top > empty_top(part):
+                total = _share_sum(rows[i], n, top, part, share)
+                _add_shares(share, n, np.float32(1) / total, sums)
+
+
+@vectorised
+def _log2(x):
+    """log2 of a positive normal float32, within 3e-5, which is enough to rank pages: a polynomial of the mantissa."""
+    f32 = np.float32
+    bits = f32(x).view(np.int32)
+    exponent = f32((bits >> np.int32(23)) - np.int32(127))
+    m = np.int32((bits & np.int32(0x007FFFFF)) | np.int32(0x3F800000)).view(np.float32) - f32(1.5)
+    p = f32(0.14171816) + m * (f32(-0.08001088) + m * f32(0.04392863))
+    return exponent + (f32(0.5849505) + m * (f32(0.96182123) + m * (f32(-0.3197491) + m * p)))
+
+
+@vectorised
+def _lift(row, n, log_total, lift, total, count, prior, prior_blocks):
+    """row = log2 of share / average share^lift; what is hidden stays hidden, its distance being far larger."""
+    for p in range(n):
+        average = (total[p] + prior) / (count[p] + prior_blocks)
+        row[p] = row[p] - log_total - lift * _log2(average)
+
+
+@vectorised
+def _count_from(row, first, stop, low):
+    """How many of these entries are at least `low`."""
+    count = np.int32(0)
+    for p in range(first, stop):
+        count += np.int32(row[p] >= low)
+    return count
+
+
+@compiled
+def _threshold(row, n, top, high):
+    """A number that exactly `top` entries reach, or, if ties prevent that, their value; `high` is the largest entry.
+
+    Bisection; it ends when no number lies between.
+    """
+    if _count_from(row, 0, n, high) >= top:
+        return high
+    low = high - np.float32(1)
+    while _count_from(row, 0, n, low) < top:
+        low -= np.float32(2) * (high - low)
+    while True:
+        middle = np.float32(0.5) * (low + high)
+        if middle <= low or middle >= high:
+            return low
+        found = _count_from(row, 0, n, middle)
+        if found == top:
+            return middle
+        if found > top:
+            low = middle
+        else:
+            high = middle
+
+
+@compiled
+def _take_from(row, n, low, wanted, picked):
+    """The `wanted` entries above `low`, and, if there are fewer, the first of those equal to it."""
+    tied, found = wanted, 0
+    for p in range(n):
+        tied -= row[p] > low
+    for first in range(0, n, LANES):
+        if _count_from(row, first, first + LANES, low) == 0:
+            continue
+        for p in range(first, first + LANES):
+            if row[p] > low or (row[p] == low and tied > 0):
+                tied -= row[p] == low
+                picked[found] = p
+                found += 1
+
+
+@kernel
+def pick_rows(first_block, stop_block, piece, scores, top, lift, prior_blocks, far_counts, totals, seen, picked):
+    """The `top` far pages of the largest lifted score for some blocks; all far pages where there are no more.
+
+    totals[piece] holds the sums of shares over the blocks before these, or over all blocks if not causal; seen[piece]
+    how many blocks those are, for each page. Both are changed.
+    """
+    rows, share = np.empty((SCORED, totals.shape[1]), np.float32), np.empty(totals.shape[1], np.float32)
+    part, total, count = np.empty(16, np.float32), totals[piece], seen[piece]
+    for block in range(first_block, stop_block, SCORED):
+        n_blocks = min(SCORED, stop_block - block)
+        n = _score_blocks(scores, block, n_blocks, rows)
+        for i in range(n_blocks):
+            row, b = rows[i], block + i
+            top_row = _largest_entry(row, n, part)
+            if far_counts[b] == 0:
+                continue
+            mass = _share_sum(row, n, top_row, part, share)
+            if scores.is_causal:
+                _add_shares(share, n, np.float32(1) / mass, total)
+                for p in range(scores.first_pages, scores.first[b]):
+                    count[p] += np.float32(1)
+            wanted, low = min(top, far_counts[b]), empty_top(row)
+            if wanted < far_counts[b]:
+                log_mass = np.float32(top_row + np.log2(mass))
+                _lift(row, n, log_mass, lift, total, count, prior_blocks / np.float32(far_counts[b]), prior_blocks)
+                low = _threshold(row, n, wanted, _largest_entry(row, n, part))
+            _take_from(row, n, low, wanted, picked[b])
 
 
 @kernel

@@ -9,6 +9,7 @@ import numpy as np
 
 from hyperattention_ref.plan.block_lists import BlockLists
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
+from hyperattention_ref.plan.pages import Paging
 from hyperattention_ref.plan.plan import Plan
 
 from .backend import NumbaCPU
@@ -42,6 +43,7 @@ def _calls(x) -> dict[str, Callable]:
         "hash_codes": lambda: backend.hash_codes(x, np.ones((1, 1))),
         "exact_attention": lambda: backend.exact_attention(x, x, x, scale=1.0, is_causal=False),
         "planned_attention": planned,
+        "pick_pages": lambda: backend.pick_pages(x, x, Paging(2, 2, 1, True, 1, 0), top=1, lift=0.5, scale=1.0),
         "attention_sums": lambda: backend.attention_sums(x, x, None, scale=1.0, is_causal=False),
         "transposed_attention": lambda: backend.transposed_attention(x, x, x, lse, scale=1.0, is_causal=False),
         "capped_sums": lambda: backend.capped_sums(x, x, None, np.array([0]), np.zeros(len(x)), scale=1.0),

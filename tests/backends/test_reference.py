@@ -10,7 +10,7 @@ from hyperattention_ref.backends.reference import Reference
 
 
 def by_the_rules(q, k, v, head_plan, scale):
-    """(out, lse) of one head in extended precision, pair by pair as rules 1-9 and 11 say; no matrix product, no merge."""
+    """(out, lse) of one head in extended precision, pair by pair by rules 1-9 and 11; no matrix product, no merge."""
     q, k, v = (x.astype(np.longdouble) for x in (q, k, v))
     out, lse = np.zeros((len(q), v.shape[1]), np.longdouble), np.full(len(q), -np.inf, np.longdouble)
     terms = [[] for _ in q]

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperattention_ref import Recipe, exact_attention, hyper_attention, make_plan, preset
-from hyperattention_ref.plan.pages import Paging, page_lists
+from hyperattention_ref.backends import get_backend
+from hyperattention_ref.plan.pages import Paging, page_lists, pick_pages
 
 
 @st.composite
@@ -18,16 +19,12 @@ def pagings(draw):
     return Paging(n_q, n_k, draw(st.integers(1, 9)), is_causal, draw(st.integers(0, 30)), draw(st.integers(0, 9)))
 
 
-def literal_lists(q, k, paging, top, lift, scale):
-    """The docstring of page_lists, page by page; the set of pages of each block."""
-    size = paging.size
-    blocks = [range(b, min(b + size, paging.n_q)) for b in range(0, paging.n_q, size)]
-    pages = [range(p, min(p + size, paging.n_k)) for p in range(0, paging.n_k, size)]
-    near, _ = paging.masks(np.arange(len(blocks)))
+def literal_scores(q_mean, k_mean, paging, lift, scale):
+    """The formulas of pick_pages, page by page: for each block the logarithm of the score of each far page."""
+    _, far = paging.masks(np.arange(paging.n_blocks))
     shares = []
-    for b, block in enumerate(blocks):
-        far = [p for p, page in enumerate(pages) if not near[b, p] and (not paging.is_causal or page[0] <= block[-1])]
-        mass = {p: math.exp(scale * q[block].mean(0) @ k[pages[p]].mean(0)) * len(pages[p]) for p in far}
+    for b in range(paging.n_blocks):
+        mass = {p: math.exp(scale * q_mean[b] @ k_mean[p]) * paging.page_sizes[p] for p in np.flatnonzero(far[b])}
         shares.append({p: x / sum(mass.values()) for p, x in mass.items()})
     result = []
     for b, share in enumerate(shares):
@@ -35,17 +32,24 @@ def literal_lists(q, k, paging, top, lift, scale):
         score = {}
         for p, x in share.items():
             given = [other[p] for other in seen if p in other]
-            score[p] = x / ((sum(given) + 4 / len(share)) / (len(given) + 4)) ** lift
-        picked = sorted(score, key=lambda p: (-score[p], p))[:top]
-        result.append(set(np.flatnonzero(near[b])) | set(picked))
+            score[p] = math.log(x) - lift * math.log((sum(given) + 4 / len(share)) / (len(given) + 4))
+        result.append(score)
     return result
+
+
+def literal_lists(q, k, paging, top, lift, scale):
+    """The set of pages of each block."""
+    means = [np.array([x[i : i + paging.size].mean(0) for i in range(0, len(x), paging.size)]) for x in (q, k)]
+    near, _ = paging.masks(np.arange(paging.n_blocks))
+    picked = [sorted(s, key=lambda p: (-s[p], p))[:top] for s in literal_scores(*means, paging, lift, scale)]
+    return [set(np.flatnonzero(near[b])) | set(picked[b]) for b in range(paging.n_blocks)]
 
 
 @given(pagings(), st.integers(0, 5), st.sampled_from((0.0, 0.8, 1.0)), st.integers(0, 99))
 def test_lists_are_those_of_the_formulas(paging, top, lift, seed):
     g = np.random.default_rng(seed)
     q, k = g.standard_normal((paging.n_q, 3)), g.standard_normal((paging.n_k, 3))
-    lists = page_lists(q, k, paging, top=top, lift=lift, scale=0.7)
+    lists = page_lists(q, k, paging, top=top, lift=lift, scale=0.7, backend=get_backend("numpy"))
     assert (lists.block_size, lists.page_size, lists.is_causal) == (paging.size, paging.size, paging.is_causal)
     found = [set(lists.pages_of(b)) for b in range(lists.n_blocks)]
     assert found == literal_lists(q, k, paging, top, lift, 0.7)
@@ -69,7 +73,7 @@ def test_near_pages_hold_the_window_and_the_first_keys(paging):
 def test_logits_are_counted_as_the_lists_have_them(paging, top):
     g = np.random.default_rng(0)
     q, k = g.standard_normal((paging.n_q, 3)), g.standard_normal((paging.n_k, 3))
-    lists = page_lists(q, k, paging, top=top, lift=0.8, scale=1.0)
+    lists = page_lists(q, k, paging, top=top, lift=0.8, scale=1.0, backend=get_backend("numpy"))
     _, far = paging.masks(np.arange(paging.n_blocks))
     expected = lists.nnz + (far.sum() if top else 0)
     if paging.n_q % paging.size == 0 and paging.n_k % paging.size == 0:
@@ -87,7 +91,7 @@ def test_a_page_that_one_block_alone_wants_is_picked_before_one_that_all_want():
     q[400:408, 1], k[200:208, 1] = 2, 2  # block 50 wants page 25
     paging = Paging(n, n, size, True, 16, 0)
     for lift, expected in ((0.0, 8), (0.8, 25)):
-        lists = page_lists(q, k, paging, top=1, lift=lift, scale=1.0)
+        lists = page_lists(q, k, paging, top=1, lift=lift, scale=1.0, backend=get_backend("numpy"))
         assert expected in lists.pages_of(50)
 
 
@@ -143,3 +147,20 @@ def test_impossible_recipes_are_refused(change, words):
     with pytest.raises((ValueError, TypeError)) as caught:
         Recipe(**change)
     assert words in str(caught.value)
+
+
+@given(pagings(), st.integers(1, 5), st.sampled_from((0.0, 0.8, 1.0)), st.integers(0, 99), st.booleans())
+def test_the_compiled_choice_is_the_same_up_to_nearly_equal_scores(paging, top, lift, seed, ties):
+    g = np.random.default_rng(seed)
+    q, k = g.standard_normal((paging.n_blocks, 3)), g.standard_normal((paging.n_pages, 3))
+    if ties:
+        q, k = np.round(q), np.zeros_like(k)
+    choice = {"top": top, "lift": lift, "scale": 0.7}
+    expected, found = pick_pages(q, k, paging, **choice), get_backend("numba").pick_pages(q, k, paging, **choice)
+    assert found.shape == expected.shape
+    for b in range(paging.n_blocks):
+        one, other = (set(pages[b].tolist()) - {paging.n_pages} for pages in (expected, found))
+        assert len(one) == len(other)
+        if one != other and not ties:
+            scores = literal_scores(q, k, paging, lift, 0.7)[b]
+            assert max(abs(scores[p] - scores[r]) for p in one - other for r in other - one) < 2e-4
