@@ -63,7 +63,7 @@ class NumbaCPU:
         return _over_heads(one_head, plan, q, k, v)
 
     def pick_pages(self, q_mean, k_mean, paging, *, top, lift, scale):
-        """`plan.pages.pick_pages` in float32; shares are summed first, for each thread goes through some blocks only."""
+        """`plan.pages.pick_pages` in float32; shares are summed first, for a thread sees only some of the blocks."""
         first, stop = paging.windows()
         lanes = _kernels().LANES
         columns = np.zeros((-(-paging.n_pages // lanes), k_mean.shape[1], lanes), np.float32)
