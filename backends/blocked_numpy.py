@@ -15,6 +15,8 @@ from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.paper.definition_1_sorted_lsh import gray_rank, scaled_rows
 from hyperattention_ref.plan.merge import merge_attention
 
+from .far_part import FarPart
+
 TILE_QUERIES, TILE_KEYS = 512, 1024  # a tile of logits is at most 4 MB in float64
 PANEL_BYTES = 2**24  # a panel holds a few rows of logits by all keys; with its copies it stays in the last-level cache
 
@@ -49,8 +51,7 @@ class BlockedNumpy:
                 out[a:c], lse[a:c] = exact_head(q[a:c], k[a:c], v[a:c], scale, is_causal=True)
             for rectangle in head_plan.rectangles:
                 rows, keys = rectangle.rows_and_keys
-                listed = partial(head_plan.listed, rectangle) if head_plan.lists else None
-                part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, listed, scale)
+                part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, head_plan.lists, scale)
                 out[rows], lse[rows] = merge_attention((out[rows], lse[rows]), part)
             return out, lse
 
@@ -129,23 +130,61 @@ def listed_attention(q, k, v, lists, scale):
     return softmax.finish()
 
 
-def rectangle_attention(q, k, v, rectangle, listed, scale):
+def rectangle_attention(q, k, v, rectangle, lists, scale):
     """Rules 3, 4 and 7 of the Plan: exact keys, then each view, then the sampled keys, every masked pair once.
 
-    `listed(rows, keys)` is the tile of pairs that belong to another part; None if there are none.
+    Pairs in `lists`, those of the head or None, belong to another part.
     """
     softmax = RunningSoftmax(q, k, v, scale)
-    all_queries = np.arange(len(q))
+    all_queries, listed = np.arange(len(q)), _listed_pairs(rectangle, lists)
     softmax.attend(all_queries, rectangle.exact_keys, excluded=listed)
+    for rows, keys, earlier in blocks_of_views(rectangle):
+        softmax.attend(rows, keys, excluded=_either(earlier, listed))
+    masked = _either(in_one_block(*rectangle.block_numbers(exact_keys=True)), listed)
+    softmax.attend(all_queries, rectangle.sampled_keys, rectangle.log_weights, masked)
+    exact = softmax.finish()
+    far = FarPart.fit(k, v, rectangle, scale, partial(exact_head, scale=scale, is_causal=False))
+    return exact if far is None else merge_attention(exact, _far_attention(far, q, k, v, rectangle, lists, scale))
+
+
+def _far_attention(far, q, k, v, rectangle, lists, scale):
+    """Rule 4 with landmarks: what the pilots make of all far keys, less the pairs that are exact."""
+    combination, sums, shift = far.combination(q, scale)
+    for rows, keys, earlier in _exact_blocks(rectangle, lists):
+        for row_tile in _tiles(len(rows), TILE_QUERIES):
+            r = rows[row_tile]
+            for key_tile in _tiles(len(keys), TILE_KEYS):
+                s = keys[key_tile]
+                estimates = combination[r] @ far.shares(k[s]).T
+                estimates[earlier(r, s)] = 0  # landmarks are exact keys: there is something earlier
+                sums[r] -= estimates @ far.values(v[s])
+    return far.finish(sums, shift)
+
+
+def _exact_blocks(rectangle, lists):
+    """`blocks_of_views` without listed pairs, then the blocks of the lists in the rectangle."""
+    listed = _listed_pairs(rectangle, lists)
+    for rows, keys, earlier in blocks_of_views(rectangle):
+        yield rows, keys, _either(earlier, listed)
+    for rows, keys in lists.blocks(rectangle.place) if lists else ():
+        yield rows, keys, lambda rows, keys: np.broadcast_to(rectangle.is_exact[keys], (len(rows), len(keys)))
+
+
+def _listed_pairs(rectangle, lists):
+    """The function that marks listed pairs, counted from the rectangle's corner; None if there are no lists."""
+    return lists and (lambda rows, keys: lists.pairs(rows + rectangle.query_start, keys + rectangle.key_start))
+
+
+def blocks_of_views(rectangle):
+    """Yield (rows, keys, earlier) for each block of each view; `earlier` marks the pairs of exact keys, earlier views.
+
+    `earlier` is as `in_one_block` returns it.
+    """
     query_blocks, key_blocks = rectangle.block_numbers(exact_keys=True)
     for u, view in enumerate(rectangle.views, start=len(query_blocks) - len(rectangle.views)):
-        earlier = _either(in_one_block(query_blocks[:u], key_blocks[:u]), listed)
+        earlier = in_one_block(query_blocks[:u], key_blocks[:u])
         for block in range(view.n_blocks):
-            rows, keys = view.block(block)
-            softmax.attend(rows, keys, excluded=earlier)
-    masked = _either(in_one_block(query_blocks, key_blocks), listed)
-    softmax.attend(all_queries, rectangle.sampled_keys, rectangle.log_weights, masked)
-    return softmax.finish()
+            yield *view.block(block), earlier
 
 
 def _after(rows, keys):

@@ -10,6 +10,7 @@ import numpy as np
 from hyperattention_ref.foundation.backend import AttentionSums, each_head
 from hyperattention_ref.paper.definition_1_sorted_lsh import hamming_sorted_lsh
 from hyperattention_ref.plan.block_mask import dense_mask
+from hyperattention_ref.plan.landmarks import FLOOR, RIDGE
 from hyperattention_ref.plan.merge import NEUTRAL, merge_attention
 
 
@@ -89,12 +90,56 @@ def rectangle_attention(q, k, v, rectangle, listed, scale):
 
     Pairs that are listed belong to another part.
     """
+    exact = _masked_and_sampled(q, k, v, rectangle, listed, scale)
+    if rectangle.landmarks is None:
+        return exact
+    return merge_attention(exact, far_part(q, k, v, rectangle, listed, scale))
+
+
+def _masked_and_sampled(q, k, v, rectangle, listed, scale):
     logits = scale * q @ k.T
     mask = rectangle.toarray()
     drawn = rectangle.sampled_keys
     masked = np.where(mask & ~listed, logits, -np.inf)
     sampled = np.where((mask | listed)[:, drawn], -np.inf, logits[:, drawn] + rectangle.log_weights)
     return softmax_average(np.hstack([masked, sampled]), np.vstack([v, v[drawn]]))
+
+
+def far_part(q, k, v, rectangle, listed, scale):
+    """Rule 4 with landmarks C: (out, lse) over the far keys l that neither mask nor lists give to the query."""
+    landmarks, far = rectangle.landmarks, np.flatnonzero(~rectangle.is_exact)
+    if far.size == 0:
+        return np.zeros((len(q), v.shape[1])), np.full(len(q), NEUTRAL[1])
+    marks = landmarks.keys
+    y = scale * (k - k[marks].mean(axis=0)) @ landmarks.factor  # y_l = s Fᵀ (k_l - mean of the landmarks)
+    w = scale * k @ landmarks.mean + np.sum(y**2, axis=1) / 2  # w_l = s μ·k_l + |y_l|²/2
+    half_squares = np.stack([np.sum((y - y[c]) ** 2, axis=1) / 2 for c in marks])
+    ridged = np.exp(-half_squares[:, marks]) + RIDGE * np.eye(marks.size)  # K_CC + λI
+    columns = w[far] - half_squares[:, far]  # log of K_C· e^w
+    top = columns.max()
+    g = np.linalg.solve(ridged, np.exp(columns - top))  # G = e^{-w_C} (K_CC + λI)⁻¹ K_C· e^w
+    rows = scale * q @ k[marks].T - w[marks] + top
+    shift = rows.max(axis=1)
+    e = np.exp(rows - shift[:, None])
+    estimates = e @ g  # e^{s q·k_l} ≈ Σ_j e^{s q·k_j} G_jl
+    estimates[(rectangle.toarray() | listed)[:, far]] = 0
+    return weighted_mean(estimates, v[far], shift, FLOOR * e @ np.abs(g.sum(axis=1)))
+
+
+def weighted_mean(weights, v, shift, least):
+    """(out, lse) of signed weights times e^shift: nothing if their sum is not above `least`, else their mean of v.
+
+    The mean is moved into the smallest ball around the mean of v that holds all of v.
+    """
+    centre = v.mean(axis=0)
+    total = weights.sum(axis=1)
+    is_there = total > least
+    safe = np.where(is_there, total, 1)
+    out = weights @ (v - centre) / safe[:, None]
+    radius, size = np.linalg.norm(v - centre, axis=1).max(), np.linalg.norm(out, axis=1)
+    out *= np.where(size > radius, radius / np.where(size > radius, size, 1), 1)[:, None]
+    lse = np.where(is_there, shift + np.log(safe), NEUTRAL[1])
+    return np.where(is_there[:, None], centre + out, 0), lse
 
 
 def softmax_average(logits, v):

@@ -24,6 +24,7 @@ from .paper.lemma_2_sampled_product import RowNormSample, row_norm_sample, sampl
 from .plan.block_lists import BlockLists
 from .plan.block_mask import BlockMask
 from .plan.head_plan import HeadPlan, Rectangle
+from .plan.landmarks import Landmarks
 from .plan.merge import NEUTRAL, merge_attention
 from .plan.plan import Plan
 from .plan.planner import make_plan
@@ -43,6 +44,7 @@ __all__ = [
     "BlockMask",
     "Hardness",
     "HeadPlan",
+    "Landmarks",
     "LayerMaps",
     "MapFile",
     "MapWriter",

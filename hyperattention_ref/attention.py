@@ -156,8 +156,9 @@ def hyper_attention(
     if missing := lacks(chosen, plan.parts):
         raise ValueError(
             f"the plan has {' and '.join(sorted(missing))}, which the backend {chosen.name!r} does not compute: pass "
-            "backend='numba', or a recipe without window and pages"
+            "backend='numba', or a recipe without window, pages and landmarks"
         )
+    plan.check_landmarks(q.shape[-1], scale, largest.values[1], working_dtype(q))
     check_range(draws=plan.most_draws)
     return _shaped(chosen.planned_attention(q, k, v, plan, scale=scale), caller, lead, return_lse)
 

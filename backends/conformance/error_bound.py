@@ -162,6 +162,16 @@ def _planned(head_plan):
     return exact, parts, drawn
 
 
+def without_far_parts(head: Terms, v) -> tuple[np.ndarray, np.ndarray]:
+    """(out, lse) of the terms alone, in float64."""
+    top = head.logits.max(axis=1, initial=-np.inf)
+    weights = np.exp(head.logits - np.where(np.isfinite(top), top, 0)[:, None])
+    total = weights.sum(axis=1)
+    met = total > 0
+    lse = np.where(met, top + np.log(np.where(met, total, 1)), -np.inf)
+    return weights @ v[head.keys].astype(np.float64) / np.where(met, total, 1)[:, None], lse
+
+
 def error_bounds(head: Terms, v, out, lse, dtype, out_dtype, *, random_walk: bool = False):
     """Bounds of |ô - out| (n_q, d_v) and |L̂ - lse| (n_q,) for inputs of `dtype` and an output of `out_dtype`.
 

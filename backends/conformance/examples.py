@@ -13,7 +13,16 @@ from hyperattention_ref.plan.head_plan import Rectangle
 from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.plan_file import KEY_ARRAYS
 
-from .error_bound import Rounding, capped_bounds, error_bounds, head_terms, sums_bounds, transposed_bounds
+from .error_bound import (
+    Rounding,
+    capped_bounds,
+    error_bounds,
+    head_terms,
+    sums_bounds,
+    transposed_bounds,
+    without_far_parts,
+)
+from .far_error import FarError, far_error, with_far_parts
 
 
 class _Example:
@@ -104,10 +113,24 @@ class AttentionInputs(_Example):
         bounds = {"out": np.empty(out.shape), "lse": np.empty(lse.shape)}
         for index, head_plan, q, k, v in each_head(self.plan, self.query, self.key, self.value):
             terms = head_terms(q, k, self.scale, is_causal=self.is_causal, head_plan=head_plan)
-            bounds["out"][index], bounds["lse"][index] = error_bounds(
-                terms, v, out[index], lse[index], self.query.dtype, dtypes["out"], random_walk=random_walk
-            )
+            rounding = Rounding.of(self.query.dtype, random_walk)
+            fars = [] if head_plan is None else self._far_errors(head_plan, q, k, v, random_walk)
+            exact_out, exact_lse = without_far_parts(terms, v) if fars else (out[index], lse[index])
+            dtype, out_dtype = self.query.dtype, dtypes["out"]
+            pair = error_bounds(terms, v, exact_out, exact_lse, dtype, out_dtype, random_walk=random_walk)
+            if fars:
+                pair = with_far_parts((exact_out, exact_lse), pair, fars, rounding, out_dtype)
+            bounds["out"][index], bounds["lse"][index] = pair
         return bounds
+
+    def _far_errors(self, head_plan, q, k, v, random_walk: bool) -> list[FarError]:
+        """Those of the rectangles that have a far part."""
+        errors = []
+        for r in head_plan.rectangles:
+            rows, keys = r.rows_and_keys
+            arrays, listed = (q[rows], k[keys], v[keys]), head_plan.listed(r, range(r.n_q), range(r.n_k))
+            errors.append(far_error(*arrays, r, listed, self.scale, self.query.dtype, random_walk=random_walk))
+        return [error for error in errors if error is not None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -198,6 +221,8 @@ def _describe(x) -> str:
     if isinstance(x, Rectangle):
         kinds = [f"{view!r}{_entries(view.query_blocks())}{_entries(view.key_blocks())}" for view in x.views]
         keys = [f"{getattr(x, name).size} {name}{_entries(getattr(x, name))}" for name in KEY_ARRAYS]
+        if x.landmarks is not None:
+            keys.append(f"landmarks{_entries(x.landmarks.keys)}")
         return f"rectangle {x.n_q} x {x.n_k} at ({x.query_start}, {x.key_start}) with {', '.join(kinds + keys)}"
     return f"{x:.6g}" if isinstance(x, float) else repr(x)
 

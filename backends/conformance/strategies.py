@@ -12,9 +12,11 @@ try:
 except ImportError as error:
     raise ImportError("the conformance suite needs Hypothesis; install it with: pip install hypothesis") from error
 
+from hyperattention_ref.foundation.backend import BLOCK_LISTS, LANDMARKS
 from hyperattention_ref.plan.block_lists import BlockLists
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
+from hyperattention_ref.plan.landmarks import Landmarks
 from hyperattention_ref.plan.noise import MAX_BITS
 from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.tiling import split_point
@@ -29,6 +31,7 @@ ROWS = ("gaussian", "gaussian", "gaussian", "off centre", "zero rows", "equal ro
 TOP_LOGITS = (None, None, 80.0, 500.0)
 VIEWS = ("blocks", "ragged", "all pairs", "no pair")
 LOG_WEIGHTS = ("uniform", "zero", "mixed", "large")
+LAWS = ("wide", "narrow", "one query")
 CAPS = ("none", "all", "some", "ties", "mixed")
 
 
@@ -43,14 +46,14 @@ def hash_inputs(draw) -> HashInputs:
 
 
 @st.composite
-def attention_inputs(draw, *, planned: bool = False, lists: bool = True) -> AttentionInputs:
-    """Arguments of `exact_attention`, or with `planned` of `planned_attention`.
+def attention_inputs(draw, *, planned: bool = False, lacking=frozenset()) -> AttentionInputs:
+    """Arguments of `exact_attention`, or with `planned` of `planned_attention`, half of whose plans have landmarks.
 
     Lengths are 1, small, ragged, or past the usual tiles, n_q != n_k unless causal, d_v != d. Rows are Gaussian, equal,
     zero or all near one direction; logits reach about 1, 80 or 500; layouts are contiguous, Fortran, transposed,
     strided, reversed, read-only, or of stride 0 along rows or heads; the dtype is float16, float32 or float64.
-    Half of the plans for many keys are one block of all pairs, of more keys than backends gather at a time. `lists`:
-    whether plans may have block lists.
+    Half of the plans for many keys are one block of all pairs, of more keys than backends gather at a time. No
+    plan has the parts that are `lacking`.
     """
     is_causal = draw(st.booleans())
     n_q = draw(_lengths())
@@ -68,8 +71,11 @@ def attention_inputs(draw, *, planned: bool = False, lists: bool = True) -> Atte
     if planned:
         shape = draw(st.sampled_from([lead, (math.prod(lead),)]))  # grouped-query heads reach a backend unfolded
         views = ["all pairs"] if n_k == 1025 and draw(st.booleans()) else None
-        lists = lists and views is None
-        plan = draw(plans(shape=shape, n_q=n_q, n_k=n_k, is_causal=is_causal, views=views, lists=lists))
+        parts = {
+            "lists": BLOCK_LISTS not in lacking and views is None,
+            "landmarks_d": d if LANDMARKS not in lacking and draw(st.booleans()) else None,
+        }
+        plan = draw(plans(shape=shape, n_q=n_q, n_k=n_k, is_causal=is_causal, views=views, **parts))
     return AttentionInputs(q, k, v, scale, is_causal, plan)
 
 
@@ -83,13 +89,15 @@ def plans(
     is_causal: bool | None = None,
     views: list[str] | None = None,
     lists: bool = True,
+    landmarks_d: int | None = None,
 ) -> Plan:
     """Plans of every kind that the rules allow; what is None is drawn too, `views` from VIEWS.
 
     Up to three views with regular, ragged or empty blocks, the same pair in several of them; exact keys; sampled keys
     with repetitions, among them masked ones; log-weights of a uniform draw, zero, mixed, or up to ±1000; queries that
     meet no key. Causal: leaves at random depth, rectangles stored in any order. With `lists`, half of them have block
-    lists, with rectangles or without, of blocks and pages of any size, empty lists among them.
+    lists, with rectangles or without, of blocks and pages of any size, empty lists among them. With `landmarks_d`, the
+    d of the queries, rectangles have landmarks instead of sampled keys.
     """
     is_causal = draw(st.booleans()) if is_causal is None else is_causal
     n_q = draw(_lengths()) if n_q is None else n_q
@@ -103,6 +111,9 @@ def plans(
         "samples": draw(st.sampled_from((0, 1, 5, 2 * n_k))),
         "log_weights": draw(st.sampled_from(LOG_WEIGHTS)),
     }
+    if landmarks_d is not None:
+        style["samples"] = 0
+        style["law"] = draw(st.sampled_from(LAWS)), landmarks_d
     leaf_chance = draw(st.sampled_from((0.2, 0.0, 0.6)))
 
     has_lists = lists and draw(st.booleans())
@@ -262,7 +273,9 @@ def _random_tiling(rng, n: int, leaf_chance: float):
     return tuple(leaves), np.array(places, dtype=np.int64).reshape(-1, 3)
 
 
-def _rectangle(rng, n_q, n_k, query_start, key_start, *, views, exact_share, samples, log_weights) -> Rectangle:
+def _rectangle(
+    rng, n_q, n_k, query_start, key_start, *, views, exact_share, samples, log_weights, law=None
+) -> Rectangle:
     sampled = rng.integers(n_k, size=rng.integers(samples + 1))
     m = max(sampled.size, 1)
     weights = {
@@ -271,16 +284,28 @@ def _rectangle(rng, n_q, n_k, query_start, key_start, *, views, exact_share, sam
         "mixed": 3 * rng.standard_normal(sampled.size),
         "large": rng.uniform(-1000, 1000, sampled.size),
     }[log_weights]
+    is_exact = rng.random(n_k) < exact_share
+    landmarks = None if law is None else _landmarks(rng, n_k, *law)
+    if landmarks is not None:
+        is_exact[landmarks.keys] = True
     return Rectangle(
         n_q,
         n_k,
         tuple(_view(rng, n_q, n_k, kind) for kind in views if rng.random() < 0.9),
-        exact_keys=np.flatnonzero(rng.random(n_k) < exact_share),
+        exact_keys=np.flatnonzero(is_exact),
         sampled_keys=sampled,
         log_weights=weights,
         query_start=query_start,
         key_start=key_start,
+        landmarks=landmarks,
     )
+
+
+def _landmarks(rng, n_k: int, law: str, d: int) -> Landmarks:
+    """A few keys, and a law that has to do with the queries or not: any law makes a valid plan."""
+    keys = np.sort(rng.choice(n_k, size=rng.integers(1, min(n_k, 12) + 1), replace=False))
+    width = {"wide": 1.0, "narrow": 0.1, "one query": 0.0}[law]
+    return Landmarks(keys, rng.standard_normal(d), width * rng.standard_normal((d, int(rng.integers(1, d + 2)))))
 
 
 def _view(rng, n_q: int, n_k: int, kind: str) -> BlockMask:

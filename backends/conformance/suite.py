@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import BLOCK_LISTS, Backend, lacks
+from hyperattention_ref.foundation.backend import BLOCK_LISTS, LANDMARKS, Backend, lacks
 from hyperattention_ref.foundation.memory import Memory, memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
@@ -84,7 +84,7 @@ def check_backend(
         "capped_sums": (capped_inputs(), _check_arithmetic),
         "exact_attention": (attention_inputs(), _check_arithmetic),
         "planned_attention": (
-            attention_inputs(planned=True, lists=not lacks(backend, {BLOCK_LISTS})),
+            attention_inputs(planned=True, lacking=lacks(backend, {BLOCK_LISTS, LANDMARKS})),
             _check_arithmetic,
         ),
         "attention_sums": (sums_inputs(), _check_arithmetic),

@@ -10,6 +10,7 @@ Memory: O(n d) for states and gathered samples; copies of one head where its arr
 from __future__ import annotations
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
 from hyperattention_ref.plan.head_plan import Rectangle
 from hyperattention_ref.plan.pages import PRIOR_BLOCKS
 
+from ..far_part import FarPart
 from .threads import pieces, run
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
@@ -232,6 +234,7 @@ def _rectangle(q, k, v, rectangle, lists, state, scale, *, is_whole):
     mask = _mask(rectangle, rectangle.n_q, rectangle.n_k)
     shared = _shared(rectangle, k, v, mask)
     no_keys = _kernels().Shared(*(x[:0] for x in shared[:3]), shared.blocks[:, :0], shared.indices[:0])
+    far = FarPart.fit(k, v, rectangle, scale, partial(_pilots_attention, scale=scale))
     n_sweeps = max(1, len(rectangle.views))
     for sweep in range(n_sweeps):
         is_last = sweep == n_sweeps - 1
@@ -250,9 +253,85 @@ def _rectangle(q, k, v, rectangle, lists, state, scale, *, is_whole):
             lists=lists,
             shared=shared if is_last else no_keys,
             is_new=is_whole and sweep == 0,
-            is_final=is_whole and is_last,
+            is_final=is_whole and is_last and far is None,
             state=state,
         )
+    if far is not None:
+        _merge(state, *_far_attention(far, q, k, v, rectangle, lists, mask, scale))
+        if is_whole:
+            run(_kernels().finish_rows, pieces(len(q)), state=state)
+
+
+def _pilots_attention(q, k, v, *, scale):
+    """Exact attention of the pilots."""
+    state = _kernels().State(np.empty((len(q), v.shape[1]), q.dtype), *(np.empty(len(q), q.dtype) for _ in range(2)))
+    _exact_rows([(*piece, 0) for piece in pieces(len(q))], q, k, v, state, scale, is_causal=False, is_final=True)
+    return state.out, state.top
+
+
+def _far_attention(far, q, k, v, rectangle, lists, mask, scale):
+    """(out, lse) of the far part: attention to the landmarks with their loads, less the pairs that are exact.
+
+    The loads carry the mix along, so that one sweep gives the far sums and the combination of pilots.
+    """
+    n_q, width, work = len(q), far.loads.shape[1], q.dtype
+    weights = (far.log_weights * work.type(LOG2_E)).astype(work)
+    loads = np.hstack([far.loads, far.mix])
+    indices = rectangle.landmarks.keys
+    shared = _kernels().Shared(far.landmarks, loads, weights, np.empty((0, len(weights)), np.int32), indices)
+    state = _kernels().State(np.empty((n_q, loads.shape[1]), work), *(np.empty(n_q, work) for _ in range(2)))
+    query_order, key_order, groups = _sweep(Rectangle(n_q, 1), 0)
+    run(
+        _kernels().view_rows,
+        [(groups[slice(*piece)],) for piece in pieces(len(groups), multiple=1)],
+        q=q,
+        k=k,
+        v=loads,
+        factor=work.type(scale * LOG2_E),
+        query_order=query_order,
+        key_order=key_order,
+        view=0,
+        mask=_mask(None, n_q, 1),
+        lists=_lists(None),
+        shared=shared,
+        is_new=True,
+        is_final=False,
+        state=state,
+    )
+    sums, combination = (np.ascontiguousarray(x) for x in np.hsplit(state.out, [width]))
+    if rectangle.views or lists.pages.size:
+        shares, values = far.shares(k), -far.values(v)
+    for view in range(len(rectangle.views)):
+        query_order, key_order, groups = _sweep(rectangle, view)
+        run(
+            _kernels().linear_rows,
+            [(groups[slice(*piece)],) for piece in pieces(len(groups), multiple=1)],
+            q=combination,
+            keys=shares,
+            values=values,
+            query_order=query_order,
+            key_order=key_order,
+            view=view,
+            mask=mask,
+            lists=lists,
+            sums=sums,
+        )
+    if lists.pages.size:
+        first, stop = lists.first_query // lists.block_size, -(-(lists.first_query + n_q) // lists.block_size)
+        blocks = [(first + a, first + b) for a, b in pieces(stop - first, multiple=1)]
+        arrays = {"q": combination, "keys": shares, "values": values}
+        run(_kernels().linear_listed_rows, blocks, **arrays, is_exact=mask.is_exact, lists=lists, sums=sums)
+    return far.finish(sums, state.top * work.type(LN_2))
+
+
+def _merge(state, out, lse):
+    """Merge (out, lse) into the state of its queries."""
+    log = lse * lse.dtype.type(LOG2_E)
+    top = np.maximum(state.top, log)
+    decay, weight = np.exp2(state.top - top), np.exp2(log - top)
+    state.out[...] = decay[:, None] * state.out + weight[:, None] * out
+    state.total[...] = decay * state.total + weight
+    state.top[...] = top
 
 
 def _sweep(rectangle, sweep):

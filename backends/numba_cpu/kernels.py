@@ -586,8 +586,8 @@ def hide_future(logits, n, rows, first_key):
 
 
 @compiled
-def hide_listed(row, rows, key, lists):
-    """Hide, in the row of logits of a key, the queries `rows` whose block has the page of the key in its list."""
+def set_listed(row, rows, key, lists, x):
+    """In the row of logits of a key, row = x for the queries `rows` whose block has the page of the key in its list."""
     page = (lists.first_key + key) // lists.page_size
     for lane in range(rows.size):
         query = lists.first_query + rows[lane]
@@ -595,7 +595,7 @@ def hide_listed(row, rows, key, lists):
         stop = lists.offsets[block + 1]
         place = lists.offsets[block] + np.searchsorted(lists.pages[lists.offsets[block] : stop], page)
         if place < stop and lists.pages[place] == page and not (lists.is_causal and lists.first_key + key > query):
-            row[lane] = hidden_logit(row)
+            row[lane] = x
 
 
 @compiled
@@ -667,7 +667,7 @@ def attend_block(tile, keys, values, key_indices, mask, lists, rows, view, is_mi
             for earlier in range(view):
                 _set_equal(row, lanes, tile.blocks[earlier], mask.key_blocks[earlier, key], hidden_logit(row))
             if lists.pages.size > 0:
-                hide_listed(row, rows, key, lists)
+                set_listed(row, rows, key, lists, hidden_logit(row))
         fold(tile, values[start:], n, lanes)
 
 
@@ -689,7 +689,7 @@ def attend_shared(tile, shared, lists, rows, lanes):
             for view in range(shared.blocks.shape[0]):
                 _set_equal(row, lanes, tile.blocks[view], shared.blocks[view, start + j], hidden_logit(row))
             if lists.pages.size > 0:
-                hide_listed(row, rows, shared.indices[start + j], lists)
+                set_listed(row, rows, shared.indices[start + j], lists, hidden_logit(row))
         fold(tile, shared.values[start:], n, lanes)
 
 
@@ -972,6 +972,30 @@ def listed_rows(first_block, stop_block, q, key_pages, v, factor, lists, is_fina
                 store_row(tile.sums[i], tile.top[i], tile.total[i], state, first_row + i, is_final)
 
 
+@kernel
+def linear_listed_rows(first_block, stop_block, q, keys, values, is_exact, lists, sums):
+    """sums += (q keysᵀ) values over the listed pairs of some blocks of lists in a rectangle, less its exact keys.
+
+    All arrays are the rectangle's, the blocks are numbered as in the lists.
+    """
+    r, d_v, n_k = q.shape[1], values.shape[1], keys.shape[0]
+    for block in range(first_block, stop_block):
+        row = max(block * lists.block_size - lists.first_query, 0)
+        stop_row = min((block + 1) * lists.block_size - lists.first_query, q.shape[0])
+        for place in range(lists.offsets[block], lists.offsets[block + 1]):
+            key = lists.pages[place] * lists.page_size - lists.first_key
+            for j in range(max(key, 0), min(key + lists.page_size, n_k)):
+                if is_exact[j]:
+                    continue
+                one, value = keys[j], values[j]
+                for i in range(row, stop_row):
+                    query, target, weight = q[i], sums[i], q.dtype.type(0)
+                    for c in range(r):
+                        weight += query[c] * one[c]
+                    for e in range(d_v):
+                        target[e] += weight * value[e]
+
+
 # --- The choice of pages ---------------------------------------------------------------------------------------------
 
 
@@ -1168,6 +1192,49 @@ def pick_rows(first_block, stop_block, piece, scores, top, lift, prior_blocks, f
                 _lift(row, n, log_mass, lift, total, count, prior_blocks / np.float32(far_counts[b]), prior_blocks)
                 low = _threshold(row, n, wanted, _largest_entry(row, n, part))
             _take_from(row, n, low, wanted, picked[b])
+
+
+@kernel
+def linear_rows(groups, q, keys, values, query_order, key_order, view, mask, lists, sums):
+    """sums += (q keysᵀ) values over the pairs in the blocks of some groups of a view, in no earlier view nor list.
+
+    As `view_rows`, without exponentials: attention of q (n_q, r) to keys (n_k, r) is linear here.
+    """
+    tile = new_tile(q.shape[1], values.shape[1], mask.query_blocks.shape[0], q)
+    gathered, gathered_values = np.empty((STEP, q.shape[1]), q.dtype), np.empty((STEP, values.shape[1]), q.dtype)
+    key_indices = np.empty(STEP, np.int64)
+    one, d_v = q.dtype.type(1), values.shape[1]
+    tile.decay[:] = 1
+    for g in range(groups.shape[0]):
+        key, stop_key, is_mixed = groups[g, 2], groups[g, 3], groups[g, 4] > 1
+        while key < stop_key:
+            n = 0
+            while key < stop_key and n < STEP:
+                key_indices[n] = key_order[key]
+                n += not mask.is_exact[key_order[key]]
+                key += 1
+            if n == 0:
+                continue
+            gather(keys, key_indices[:n], gathered)
+            gather(values, key_indices[:n], gathered_values)
+            for first in range(groups[g, 0], groups[g, 1], LANES):
+                rows = query_order[first : min(first + LANES, groups[g, 1])]
+                lanes = padded(rows.size)
+                load_columns(tile, q, rows, one)
+                load_blocks(tile, mask.query_blocks, rows)
+                dot(tile, gathered, n, lanes)
+                for j in range(n):
+                    row, block = tile.logits[j], mask.key_blocks[:, key_indices[j]]
+                    if is_mixed:
+                        _set_unequal(row, lanes, tile.blocks[view], block[view], 0)
+                    for earlier in range(view):
+                        _set_equal(row, lanes, tile.blocks[earlier], block[earlier], 0)
+                    if lists.pages.size > 0:
+                        set_listed(row, rows, key_indices[j], lists, row.dtype.type(0))
+                multiply(gathered_values, 1, d_v, d_v, tile.logits, lanes, tile.sums, n, False, tile.decay)
+                for lane in range(rows.size):
+                    for e in range(d_v):
+                        sums[rows[lane], e] += tile.sums[e, lane]
 
 
 @kernel

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from hyperattention_ref.plan.block_lists import BlockLists
+from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
+from hyperattention_ref.plan.landmarks import Landmarks
 from hyperattention_ref.plan.pages import Paging
 from hyperattention_ref.plan.plan import Plan
 
@@ -32,11 +34,14 @@ def _calls(x) -> dict[str, Callable]:
     backend, lse = NumbaCPU(), np.zeros(len(x), x.dtype)
     whole = Plan.from_orders([0, 1], [0, 1], block_size=1)
     lists = BlockLists.from_mask(np.ones((2, 2), dtype=bool), 2, 2, block_size=1, page_size=1)
-    listed = Plan((), (HeadPlan(2, 2, (), (), lists),))
+    order, first = np.arange(2), np.array([0])
+    view, landmarks = BlockMask.from_orders(order, order, 1), Landmarks(first, np.zeros(1), np.zeros((1, 1)))
+    far = Rectangle(2, 2, (view,), exact_keys=first, landmarks=landmarks)
+    listed = [Plan((), (HeadPlan(2, 2, rectangles, (), lists),)) for rectangles in ((), (far,))]
     causal = Plan.causal(2, 1, lambda start, split, stop: Rectangle(1, 1, query_start=split, key_start=start))
 
     def planned():
-        for plan in (whole, listed, causal):
+        for plan in (whole, *listed, causal):
             backend.planned_attention(x, x, x, plan, scale=1.0)
 
     return {

@@ -14,8 +14,8 @@ from hyperattention_ref.foundation.results import Result
 
 ARRAYS = ("log_total", "log_unmasked", "column_sums", "column_squares", "entropy")
 """The fields of `AttentionSums` that are arrays, in the memory of the backend; the others are floats."""
-BLOCK_LISTS = "block lists"
-"""The part of a Plan that a backend may lack."""
+BLOCK_LISTS, LANDMARKS = "block lists", "landmarks"
+"""The parts of a Plan that a backend may lack."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +55,7 @@ class Backend(Protocol):
     arrive as its views, results are arrays of the caller's library. Plans, masks, hyperplanes, samples and caps are
     decisions and lie on the host.
 
-    A backend that cannot compute every part of a Plan names those it `lacks`, a set of strings; `BLOCK_LISTS` is one.
+    A backend that cannot compute every part of a Plan names those it `lacks`, a set of `BLOCK_LISTS`, `LANDMARKS`.
     Plans with these parts are refused before they reach it, and the conformance suite makes none.
 
     A backend that hashes and sorts where its arrays lie may also offer `drawn_attention(q, k, v, noise, planner, *,

@@ -97,12 +97,17 @@ class BlockLists:
         """The list of block u."""
         return self.pages[self.offsets[u] : self.offsets[u + 1]]
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each block its queries and the keys of its list, both rising."""
-        for u in range(self.n_blocks):
-            queries = np.arange(*self._range(u, self.block_size, self.n_q))
+    def blocks(self, place: tuple[int, int, int, int] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each block its queries and the keys of its list, both rising.
+
+        `place` = (first query, past the last query, first key, past the last key): only what lies inside, counted from
+        its corner.
+        """
+        first, stop, key_first, key_stop = place or (0, self.n_q, 0, self.n_k)
+        for u in range(first // self.block_size, -(-stop // self.block_size)):
+            queries = np.arange(max(u * self.block_size, first), min((u + 1) * self.block_size, stop))
             keys = (self.pages_of(u)[:, None] * self.page_size + np.arange(self.page_size)).ravel()
-            yield queries, keys[keys < self.n_k]
+            yield queries - first, keys[(key_first <= keys) & (keys < key_stop)] - key_first
 
     def pairs(self, queries, keys) -> np.ndarray:
         """The (len(queries), len(keys)) boolean tile of M."""

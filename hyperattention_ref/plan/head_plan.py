@@ -16,6 +16,7 @@ from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.host_arrays import host_array
 from hyperattention_ref.plan.block_lists import BlockLists
 from hyperattention_ref.plan.block_mask import BlockMask, index_array
+from hyperattention_ref.plan.landmarks import Landmarks
 from hyperattention_ref.plan.tiling import split_point
 
 
@@ -29,6 +30,10 @@ class Rectangle:
     - Sampled key r contributes e^{log_weights[r]} A_{i, sampled_keys[r]} to query i unless M marks that pair. Repeated
       draws count each time.
     - With log_weights[r] = -log(m p), p the probability of that draw, the sampled sum is unbiased for every query.
+    - With `landmarks` every pair that M does not mark gets the estimate of `Landmarks` instead. Those of one query add
+      up to its far part. It is dropped if its weight is no more than FLOOR of the landmarks' parts in absolute
+      value, and its mean of values is moved into the smallest ball around the mean of the far values, those of no exact
+      key, that holds them all.
     - The output of query i is numerator / denominator, its log-sum-exp log(denominator); nothing at all gives
       (0, minus infinity).
 
@@ -39,6 +44,7 @@ class Rectangle:
     exact_keys : distinct key indices, kept sorted.
     sampled_keys : m key indices, repetitions allowed.
     log_weights : (m,) finite float64.
+    landmarks : Landmarks, whose keys are exact keys, or None; not together with sampled keys.
     query_start, key_start : the place of the rectangle in its head.
     """
 
@@ -50,6 +56,7 @@ class Rectangle:
     log_weights: np.ndarray = field(default_factory=lambda: np.empty(0))
     query_start: int = 0
     key_start: int = 0
+    landmarks: Landmarks | None = None
 
     def __post_init__(self):
         for name in ("n_q", "n_k"):
@@ -74,6 +81,8 @@ class Rectangle:
             )
         weights.setflags(write=False)
         object.__setattr__(self, "log_weights", weights)
+        if self.landmarks is not None:
+            self._check_landmarks()
 
     def __reduce__(self):
         # A copy and an unpickled rectangle are made anew, so that they are checked, and as immutable as this one.
@@ -84,6 +93,16 @@ class Rectangle:
         if keys.size and (keys.min() < 0 or keys.max() >= self.n_k):
             raise ValueError(f"{name} runs from {keys.min()} to {keys.max()}; keys are numbered 0 .. {self.n_k - 1}")
         return keys
+
+    def _check_landmarks(self) -> None:
+        if not isinstance(self.landmarks, Landmarks):
+            raise TypeError(f"landmarks is a {type(self.landmarks).__name__}; it must be Landmarks or None")
+        if not np.isin(self.landmarks.keys, self.exact_keys).all():
+            raise ValueError("landmarks has keys that are no exact_keys; add them there")
+        if self.sampled_keys.size:
+            raise ValueError(
+                "landmarks and sampled_keys are both given, and both stand for the far keys; pass only one"
+            )
 
     def toarray(self) -> np.ndarray:
         """The dense (n_q, n_k) boolean mask M of exactly computed pairs."""
@@ -133,8 +152,13 @@ class Rectangle:
 
     @property
     def n_logits(self) -> int:
-        """Number of logits that a backend evaluates, pairs seen by several views or draws counted each time."""
-        return sum(view.nnz for view in self.views) + self.n_q * (self.exact_keys.size + self.sampled_keys.size)
+        """Number of logits that a backend evaluates, pairs seen by several views or draws counted each time.
+
+        Landmarks add those of their pilots over the far keys, r (n_k - exact keys).
+        """
+        pilots = 0 if self.landmarks is None else self.landmarks.keys.size * (self.n_k - self.exact_keys.size)
+        shared = self.n_q * (self.exact_keys.size + self.sampled_keys.size)
+        return sum(view.nnz for view in self.views) + shared + pilots
 
 
 @dataclass(frozen=True, eq=False)

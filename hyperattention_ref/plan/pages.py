@@ -101,7 +101,7 @@ class Paging:
 def page_lists(q, k, paging: Paging, *, top: int, lift: float, scale: float, backend: Backend) -> BlockLists:
     """The near pages of each block, and the `top` far pages that it wants more than others do.
 
-    Derived: page "theory", section 10.1. `pick_pages` says which; a backend may have a method of that name, with the
+    Derived: page "theory", section 9.9. `pick_pages` says which; a backend may have a method of that name, with the
     same arguments and result. Rounding may swap two pages of nearly equal score.
 
     Parameters
@@ -136,7 +136,7 @@ def page_lists(q, k, paging: Paging, *, top: int, lift: float, scale: float, bac
 def pick_pages(q_mean, k_mean, paging: Paging, *, top: int, lift: float, scale: float) -> np.ndarray:
     """The far pages that each block picks, those of the largest lifted score.
 
-    Derived: page "theory", section 10.1. With the block's mean query and the page's mean key, L_bp = scale q̄_b·k̄_p +
+    Derived: page "theory", section 9.9. With the block's mean query and the page's mean key, L_bp = scale q̄_b·k̄_p +
     log(keys of p) estimates the logarithm of the mass of page p, and m_bp = e^{L_bp} / Σ_p e^{L_bp}, over the far pages
     of b, its share. B_bp is the average share of p over the blocks up to b that may pick it (all blocks if not causal),
     with the average page as prior. The score is m_bp / B_bp^lift: a page that all blocks want, such as one of large

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import BLOCK_LISTS
+from hyperattention_ref.foundation.backend import BLOCK_LISTS, LANDMARKS
 from hyperattention_ref.plan import plan_file
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
+from hyperattention_ref.plan.landmarks import Landmarks
 from hyperattention_ref.plan.tiling import causal_tiling
 
 
@@ -62,7 +63,8 @@ class Plan:
     @property
     def parts(self) -> set[str]:
         """The parts that not every backend can compute."""
-        return {BLOCK_LISTS} if any(head.lists is not None for head in self.heads) else set()
+        lists = {BLOCK_LISTS} if any(head.lists is not None for head in self.heads) else set()
+        return lists | ({LANDMARKS} if self.landmarks else set())
 
     @property
     def n_logits(self) -> int:
@@ -112,6 +114,11 @@ class Plan:
             raise ValueError(f"plans have shapes {sorted(shapes)}; stack needs at least one, all of one shape")
         return cls((len(plans), *shapes.pop()), tuple(head for plan in plans for head in plan.heads))
 
+    @property
+    def landmarks(self) -> list[Landmarks]:
+        """The landmarks of all rectangles that have some."""
+        return [r.landmarks for head in self.heads for r in head.rectangles if r.landmarks is not None]
+
     def check_fits(self, lead: tuple[int, ...], n_q: int, n_k: int, is_causal: bool, dtype=np.float64) -> None:
         """Refuse inputs that this plan was not made for; `dtype` is the type that must hold its log-weights."""
         have = {"heads": self.shape, "n_q": self.n_q, "n_k": self.n_k, "is_causal": self.is_causal}
@@ -123,6 +130,22 @@ class Plan:
         largest = max((np.abs(r.log_weights).max(initial=0) for head in self.heads for r in head.rectangles), default=0)
         if not largest <= np.finfo(work).max / 4:
             raise ValueError(f"log_weights of the plan reach {largest:.3g} and may overflow {work}; use smaller ones")
+
+    def check_landmarks(self, d: int, scale: float, largest_key: float, dtype) -> None:
+        """Refuse landmarks of another d, or with pilots whose logits may overflow."""
+        limit = float(np.finfo(np.promote_types(dtype, np.float32)).max) / 4
+        for landmarks in self.landmarks:
+            if landmarks.d != d:
+                raise ValueError(
+                    f"landmarks of the plan have d = {landmarks.d} but the call has d = {d}: make a plan for these "
+                    "inputs"
+                )
+            logits = abs(scale) * d * largest_key * landmarks.largest_pilot(scale, largest_key)
+            if not logits <= limit:
+                raise ValueError(
+                    f"logits of the plan's landmarks may reach {logits:.3g} and overflow {np.dtype(dtype)}; rescale "
+                    "query and key, pass float64, or use a recipe without landmarks"
+                )
 
     def save(self, path) -> None:
         """Write the plan to one `.npz` file, whole or not at all; a file of that name is replaced."""

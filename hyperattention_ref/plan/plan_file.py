@@ -15,12 +15,15 @@ from hyperattention_ref.foundation.whole_file import whole_file
 from hyperattention_ref.plan.block_lists import BlockLists
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
+from hyperattention_ref.plan.landmarks import Landmarks
 
 FORMAT = 2
 VIEW_ARRAYS = ("query_order", "key_order", "query_offsets", "key_offsets")
 LIST_ARRAYS = ("offsets", "pages")
 KEY_ARRAYS = {"exact_keys": "iu", "sampled_keys": "iu", "log_weights": "f"}
 """The arrays of a rectangle, and the kinds of their dtypes."""
+LANDMARK_ARRAYS = {"keys": "iu", "mean": "f", "factor": "f"}
+"""The arrays of landmarks; a rectangle without landmarks has none of them."""
 Loaded = TypeVar("Loaded")
 
 
@@ -51,6 +54,9 @@ def to_arrays(shape: tuple[int, ...], heads: tuple[HeadPlan, ...]) -> dict[str, 
         for r, rectangle in enumerate(head.rectangles):
             for name in KEY_ARRAYS:
                 arrays[f"{h}/{r}/{name}"] = getattr(rectangle, name)
+            if rectangle.landmarks is not None:
+                for name in LANDMARK_ARRAYS:
+                    arrays[f"{h}/{r}/landmarks/{name}"] = getattr(rectangle.landmarks, name)
             for u, view in enumerate(rectangle.views):
                 for name in VIEW_ARRAYS:
                     arrays[f"{h}/{r}/{u}/{name}"] = getattr(view, name)
@@ -102,7 +108,14 @@ def _rectangle(left: _Arrays, place: str, corners: list[int], n_views: int) -> R
         BlockMask(**{name: left.take(f"{place}/{u}/{name}", "iu") for name in VIEW_ARRAYS}) for u in range(n_views)
     )
     keys: dict[str, Any] = {name: left.take(f"{place}/{name}", kind) for name, kind in KEY_ARRAYS.items()}
-    return Rectangle(stop - first, key_stop - key_first, views, **keys, query_start=first, key_start=key_first)
+    keys |= {"query_start": first, "key_start": key_first, "landmarks": _landmarks(left, f"{place}/landmarks")}
+    return Rectangle(stop - first, key_stop - key_first, views, **keys)
+
+
+def _landmarks(left: _Arrays, place: str) -> Landmarks | None:
+    if not left.has(f"{place}/keys"):
+        return None
+    return Landmarks(**{name: left.take(f"{place}/{name}", kind) for name, kind in LANDMARK_ARRAYS.items()})
 
 
 class _Arrays:
@@ -119,6 +132,10 @@ class _Arrays:
         if x.dtype.kind not in kinds:
             raise TypeError(f"{name} has dtype {x.dtype}; it must hold {'numbers' if 'f' in kinds else 'integers'}")
         return x
+
+    def has(self, name: str) -> bool:
+        """Whether an array is left to take."""
+        return name in self._left
 
     def integers(self, name: str, shape: tuple[int | None, ...]) -> list:
         """Integers from zero, as lists; None in the shape stands for any number of them."""

@@ -17,6 +17,8 @@ from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.plan.block_lists import BlockLists
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
+from hyperattention_ref.plan.landmark_choice import choose_landmarks
+from hyperattention_ref.plan.landmarks import Landmarks
 from hyperattention_ref.plan.noise import Draw
 from hyperattention_ref.plan.pages import page_lists
 from hyperattention_ref.plan.pilot import pilot_column_masses
@@ -58,18 +60,19 @@ def make_plan(
     lsh_bits : r, hyperplanes of the hash.
     min_seq_len : causal ranges up to this length are exact leaves; with a window or pages, heads up to this length are
         exact, and there are no other leaves.
-    scale : multiplies the logits; None means 1/sqrt(d). Only a recipe with a pilot looks at it.
+    scale : multiplies the logits; None means 1/sqrt(d). Recipes with a pilot, pages or landmarks look at it.
     rng : None, seed or numpy.random.Generator. Each head has a stream of its own for planes and samples, and one each
-        for random orders and for the pilot, so one seed gives all recipes of one sample_size and lsh_bits the same
-        noise.
+        for random orders, for the pilot and for landmarks, so one seed gives all recipes of one sample_size and
+        lsh_bits the same noise.
     backend : computes the hash codes and a pilot; see `backends.select`. Rounding may flip a hash bit, so two backends
         may make different plans from one seed: hand the same plan to both to compare them.
     enable_gqa : query heads share key heads, as in grouped-query attention; every query head gets a plan.
 
     Returns
     -------
-    Plan with the leading shape of `q`. Cost O(n (r d + log n)) for each head; a pilot adds pilot_rows n_k d, times
-    (log2 n) / 2 at most when causal, and one panel of pilot_rows (at most 32) by n_k float64 to the memory.
+    Plan with the leading shape of `q`. Cost O(n (r d + log n)) for each head; a pilot adds pilot_rows n_k d, and
+    landmarks n_k d² + landmarks³, times (log2 n) / 2 at most when causal. To the memory a pilot adds one panel of
+    pilot_rows (at most 32) by n_k float64, and landmarks two float64 copies of the keys.
     """
     chosen = select(backend, q)
     caller, memory = q, memory_of(chosen)
@@ -88,7 +91,7 @@ def make_plan(
         scale=scale,
         backend=chosen,
     )
-    if planner.recipe.needs_pilot:
+    if planner.recipe.needs_pilot or planner.recipe.landmarks:
         inputs.logit_range(q, k, scale, largest=largest)
     return planner.plan(q, k, tuple(np.shape(caller)[:-2]), rng)
 
@@ -152,7 +155,7 @@ class _Decisions:
     def __init__(self, planner: Planner, rng: np.random.Generator):
         self.recipe, self.backend, self.scale = planner.recipe, planner.backend, planner.scale
         self.is_causal = planner.is_causal
-        self.orders_rng, self.pilot_rng = rng.spawn(2)  # the draws of rng itself stay the same
+        self.orders_rng, self.pilot_rng, self.landmarks_rng = rng.spawn(3)  # the draws of rng itself stay the same
 
     def lists(self, q, k) -> BlockLists:
         """The near and the picked pages of a head."""
@@ -180,6 +183,7 @@ class _Decisions:
             masses = pilot_column_masses(q, k, recipe.pilot_rows, self.scale, self.pilot_rng, self.backend)
             by_mass = np.argsort(-masses, kind="stable")
             is_exact[by_mass[~is_exact[by_mass]][: recipe.heavy_columns]] = True
+        landmarks = self._landmarks(q, k, is_exact)
         others = np.flatnonzero(~is_exact)
         sampled_keys, log_weights = _sample(draw, others, masses if recipe.sampling == "importance" else None)
         return Rectangle(
@@ -191,7 +195,18 @@ class _Decisions:
             log_weights=log_weights,
             query_start=query_start,
             key_start=key_start,
+            landmarks=landmarks,
         )
+
+    def _landmarks(self, q, k, is_exact: np.ndarray) -> Landmarks | None:
+        """Landmarks among the keys that are not exact yet, which they become; None if no key is far then."""
+        others = np.flatnonzero(~is_exact)
+        if self.recipe.landmarks == 0 or others.size <= self.recipe.landmarks:
+            is_exact[others[: self.recipe.landmarks]] = True
+            return None
+        chosen = choose_landmarks(q, k, others, self.recipe.landmarks, self.scale, self.landmarks_rng, self.backend)
+        is_exact[chosen.keys] = True
+        return chosen
 
 
 def _sample(draw: Draw, keys: np.ndarray, masses: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

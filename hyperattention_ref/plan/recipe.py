@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from hyperattention_ref.foundation import inputs
@@ -55,6 +55,10 @@ class Recipe(Result):
     sampling : "uniform", or "importance": p_j = (s_j / sum(s) + 1 / (n_k - h)) / 2 with s_j^2 the pilot's estimate of
         the mean of P_ij^2 and h the number of exact keys.
 
+    landmarks : r, exact keys that also stand for all the others, as `Landmarks` says; sample_size must be 0 then. Fewer
+        where the rectangle has fewer keys, or where these span the functions of all of them. Their pilots compute
+        r n_k logits for each rectangle, which are not in `keys_per_query`.
+
     Notes
     -----
     Importance: leaving views aside, the variances of the estimated row sums, each relative to D_ii^2, add up to
@@ -76,6 +80,7 @@ class Recipe(Result):
     pilot_rows: int = 32
     sample_size: int = 256
     sampling: str = "uniform"
+    landmarks: int = 0
 
     def __post_init__(self):
         if not isinstance(self.views, tuple | list):
@@ -87,17 +92,22 @@ class Recipe(Result):
             raise ValueError(f"sampling is {self.sampling!r}; it must be one of {', '.join(SAMPLINGS)}")
         for name, most in (("block_size", None), ("lsh_bits", MAX_BITS), ("pilot_rows", None), ("page_size", None)):
             object.__setattr__(self, name, inputs.count(name, getattr(self, name), most=most))
-        for name in ("first_keys", "window", "pages", "heavy_columns", "sample_size"):
+        for name in ("first_keys", "window", "pages", "heavy_columns", "landmarks", "sample_size"):
             object.__setattr__(self, name, inputs.count(name, getattr(self, name), least=0))
         if not 0 <= inputs.finite("lift", self.lift) <= 1:
             raise ValueError(f"lift is {self.lift}; it must be within 0 and 1")
         if self.keys_per_query == 0:
-            raise ValueError("the recipe finds no key at all; name a view, exact keys or a sample_size")
+            raise ValueError("the recipe finds no key at all; name a view, exact keys, landmarks or a sample_size")
+        if self.landmarks and self.sample_size:
+            raise ValueError(
+                f"landmarks is {self.landmarks} and sample_size {self.sample_size}, and both stand for the keys that "
+                "are not exact: make one of them 0"
+            )
 
     @property
     def keys_per_query(self) -> int:
-        """Logits for each query of a rectangle: blocks, exact keys, pages and samples; preparation not counted."""
-        shared = self.first_keys + self.heavy_columns + self.sample_size
+        """Logits for each query of a rectangle, those of pilots and scores, which prepare it, not counted."""
+        shared = self.first_keys + self.heavy_columns + self.landmarks + self.sample_size
         return len(self.views) * self.block_size + self.window + self.pages * self.page_size + shared
 
     @property
@@ -109,7 +119,7 @@ class Recipe(Result):
     def has_rectangles(self) -> bool:
         """Whether it does anything rectangle by rectangle."""
         first_keys = 0 if self.has_lists else self.first_keys
-        return bool(self.views or first_keys or self.heavy_columns or self.sample_size)
+        return bool(self.views or first_keys or self.heavy_columns or self.landmarks or self.sample_size)
 
     def logits_per_query(self, n_q: int, n_k: int, *, is_causal: bool = False, min_seq_len: int = 4096) -> float:
         """Logits for each query of a head, preparation included: pilots, and page scores, count like logits.
@@ -123,9 +133,10 @@ class Recipe(Result):
         for first, stop, key_first, key_stop in places:
             n_keys = key_stop - key_first
             first_keys = self.first_keys if key_first == 0 and not self.has_lists else 0
-            shared = first_keys + self.heavy_columns + self.sample_size
+            shared = first_keys + self.heavy_columns + self.landmarks + self.sample_size
             blocks = len(self.views) * min(self.block_size, n_keys)
-            total += (stop - first) * (blocks + shared) + (self.pilot_rows * n_keys if self.needs_pilot else 0)
+            pilots = self.landmarks + (self.pilot_rows if self.needs_pilot else 0)
+            total += (stop - first) * (blocks + shared) + pilots * n_keys
         return total / n_q
 
     def tiling(self, n_q: int, n_k: int, *, is_causal: bool, min_seq_len: int):
@@ -149,8 +160,8 @@ class Recipe(Result):
     @property
     def is_plain(self) -> bool:
         """Whether it is the paper's own, with any parameters: one sortLSH view and uniform samples, nothing else."""
-        usual = replace(self, block_size=1, lsh_bits=1, sample_size=1, pilot_rows=1)
-        return usual == Recipe(block_size=1, lsh_bits=1, sample_size=1, pilot_rows=1)
+        sizes = {name: getattr(self, name) for name in ("block_size", "lsh_bits", "sample_size", "pilot_rows")}
+        return self == Recipe(**sizes)
 
     @property
     def needs_pilot(self) -> bool:
@@ -159,13 +170,14 @@ class Recipe(Result):
 
 
 class _Preset(NamedTuple):
-    """A recipe up to its budget: quarters of the budget for heavy columns and samples, the rest for the view."""
+    """A recipe up to its budget: quarters of the budget for each other part, the rest for the view."""
 
     view: str | None
     heavy_quarters: int
     sample_quarters: int
     sampling: str = "uniform"
     most_first_keys: int = 0
+    landmark_quarters: int = 0
 
 
 class _Paged(NamedTuple):
@@ -192,6 +204,7 @@ RECIPES: dict[str, _Preset | _Paged] = {
     "local_heavy": _Preset("local", 2, 0),
     "local_heavy_importance": _Preset("local", 1, 2, sampling="importance"),
     "pages": _Paged(),
+    "landmarks": _Preset("local", 0, 0, landmark_quarters=3),
 }
 """The named recipes; `preset` makes them for a budget."""
 
@@ -215,6 +228,8 @@ def preset(name: str, budget: int = DEFAULT_BUDGET) -> Recipe:
         - "local_heavy": half for local blocks, half for heavy columns, no samples: biased likewise;
         - "local_heavy_importance": a quarter, a quarter, and half for importance samples;
         - "pages": three quarters for far pages that each block picks, a page of first keys, the rest for the window.
+        - "landmarks": a quarter for local blocks, the rest for landmarks. Their pilots cost as many logits as
+          landmarks n_k / n_q further keys per query.
     budget : keys per query, at least 1. What does not divide goes to the blocks, or to the samples where there are
         none; a part of size 0 is left out.
 
@@ -230,8 +245,10 @@ def preset(name: str, budget: int = DEFAULT_BUDGET) -> Recipe:
         return kind.recipe(budget)
     first = min(kind.most_first_keys, budget // 2)
     heavy, samples = budget * kind.heavy_quarters // 4, budget * kind.sample_quarters // 4
-    rest = budget - first - heavy - samples
+    landmarks = budget * kind.landmark_quarters // 4
+    rest = budget - first - heavy - samples - landmarks
     blocks = {"views": (kind.view,), "block_size": rest} if kind.view and rest else {"views": ()}
     if not kind.view:
         samples += rest
-    return Recipe(**blocks, first_keys=first, heavy_columns=heavy, sample_size=samples, sampling=kind.sampling)
+    exact_keys = {"first_keys": first, "heavy_columns": heavy, "landmarks": landmarks}
+    return Recipe(**blocks | exact_keys, sample_size=samples, sampling=kind.sampling)

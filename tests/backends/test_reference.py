@@ -44,7 +44,7 @@ def by_the_rules(q, k, v, head_plan, scale):
     return out, lse
 
 
-@given(attention_inputs(planned=True))
+@given(attention_inputs(planned=True, has_landmarks=False))
 def test_reference_is_the_rules_one_pair_at_a_time(example):
     assume(example.query.shape[-2] * example.key.shape[-2] <= 5000)
     out, lse = example.call(Reference()).values()

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperattention_ref as hr
-from hyperattention_ref.backends.conformance.error_bound import error_bounds, head_terms
+from hyperattention_ref import Plan
+from hyperattention_ref.backends.conformance.examples import AttentionInputs
 from hyperattention_ref.measures.mask_mass import captured_mass
 from hyperattention_ref.measures.oracle import oracle_attention, oracle_mask
 from hyperattention_ref.plan.planner import make_plan
@@ -72,8 +73,11 @@ def test_no_query_meets_more_keys_than_the_budget(name, budget, n_q, n_k):
 
 def test_presets_at_64_keys_split_as_named():
     split = {
-        name: (r.views, r.block_size if r.views else 0, r.first_keys, r.heavy_columns, r.sample_size, r.sampling)
-        for name, r in ((name, preset(name, 64)) for name in RECIPES if not preset(name, 64).has_lists)
+        name: (
+            *(r.views, r.block_size if r.views else 0, r.first_keys, r.heavy_columns, r.sample_size, r.sampling),
+            *([r.landmarks] if r.landmarks else []),
+        )
+        for name, r in ((name, preset(name, 64)) for name in RECIPES)
     }
     assert split == {
         "paper": (("sort_lsh",), 32, 0, 0, 32, "uniform"),
@@ -85,6 +89,7 @@ def test_presets_at_64_keys_split_as_named():
         "window_sinks": (("local",), 60, 4, 0, 0, "uniform"),
         "local_heavy": (("local",), 32, 0, 32, 0, "uniform"),
         "local_heavy_importance": (("local",), 16, 0, 16, 32, "importance"),
+        "landmarks": (("local",), 16, 0, 0, 0, "uniform", 48),
     }
 
 
@@ -122,12 +127,12 @@ def test_every_recipe_runs_on_every_shape_and_backends_agree(
     assert out.dtype == dtype
     for h, index in enumerate(np.ndindex(lead_q)):
         shared = (*index[:-1], index[-1] // 2) if gqa else index
-        terms = head_terms(q[index], k[shared], scale, head_plan=plan.heads[h])
-        bound_out, bound_lse = error_bounds(terms, v[shared], true_out[index], true_lse[index], dtype, dtype)
+        one = AttentionInputs(q[index], k[shared], v[shared], scale, is_causal, Plan((), (plan.heads[h],)))
+        bounds = one.bounds({"out": true_out[index], "lse": true_lse[index]}, {"out": dtype})
         met = np.isfinite(true_lse[index])
-        assert np.all(np.abs(out[index] - true_out[index]) <= bound_out)
+        assert np.all(np.abs(out[index] - true_out[index]) <= bounds["out"])
         assert np.array_equal(met, np.isfinite(lse[index]))
-        assert np.all(np.abs(lse[index] - true_lse[index])[met] <= bound_lse[met])
+        assert np.all(np.abs(lse[index] - true_lse[index])[met] <= bounds["lse"][met])
 
 
 @pytest.mark.parametrize("name", ["heavy", "local_heavy", "local_heavy_importance"])

@@ -30,6 +30,7 @@ class Naive(Reference):
     """A third-party backend: dense, in the working type, with base-2 exponentials. Each step is a method to break."""
 
     name = "naive"
+    refuses_landmarks = True
 
     def hash_codes(self, x, planes):
         return self.rank(x.astype(np.float64) @ planes.T > 0)
