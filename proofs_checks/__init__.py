@@ -34,6 +34,7 @@ STATEMENTS = (
     "invariance",
     "merge_monoid",
     "practical",
+    "landmarks",
     "counterexamples",
 )
 """Module names, in the order of the paper."""
