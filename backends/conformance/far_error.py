@@ -196,6 +196,8 @@ def with_far_parts(exact, bounds, fars: list[FarError], rounding: Rounding, out_
     total = lse.copy()
     for far in fars:
         total[far.rows] = np.logaddexp(total[far.rows], far.lse)
+    has_part = np.isfinite(total)
+    total[~has_part] = 0  # all shares are 0 there
     parts = [(slice(None), out, lse, *bounds, None)]
     parts += [(f.rows, f.out, f.lse, f.out_error, f.lse_error, f) for f in fars]
     result = np.zeros_like(out)
@@ -209,12 +211,18 @@ def with_far_parts(exact, bounds, fars: list[FarError], rounding: Rounding, out_
     for rows, o, log, o_error, l_error, far in parts:
         share = np.exp(log - total[rows])
         if far is not None:
-            doubt[rows] += np.exp(np.minimum(far.most - total[rows], 600))
+            may_be_all = ~has_part[rows] & np.isfinite(far.most)
+            excess = np.where(may_be_all, 600, np.clip(far.most - total[rows], -600, 600))
+            doubt[rows] += np.where(np.isfinite(far.most), np.exp(excess), 0)
             reach = np.abs(far.centre - result[rows]) + far.radius
-            out_error[rows] += 2 / (1 + np.exp(np.minimum(total[rows] - far.most, 600)))[:, None] * reach
+            out_error[rows] += 2 / (1 + np.exp(-excess))[:, None] * reach
         grow = share * np.expm1(l_error + merging[rows])
         out_error[rows] += share[:, None] * o_error + grow[:, None] * np.abs(o - result[rows])
         log_error[rows] += grow
     out_error /= (1 - np.minimum(log_error, 0.999))[:, None]
     bound_lse = np.where(log_error < 0.999, -np.log1p(-np.minimum(log_error, 0.999)), np.inf) + np.log1p(doubt)
-    return rounding.of_result(result, out_error, out_dtype), bound_lse + rounding.of_log(1 + len(fars), total)
+    bound_out = rounding.of_result(result, out_error, out_dtype)
+    bound_lse = np.where(has_part | (doubt == 0), bound_lse + rounding.of_log(1 + len(fars), total), np.inf)
+    is_empty = ~has_part & (doubt == 0)
+    bound_out[is_empty], bound_lse[is_empty] = 0, 0
+    return bound_out, bound_lse

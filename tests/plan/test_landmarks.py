@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import hyperattention_ref as hr
 from hyperattention_ref import Landmarks, Plan, Recipe, Rectangle
 from hyperattention_ref.backends.conformance import plans
+from hyperattention_ref.foundation.backend import LANDMARKS
 from hyperattention_ref.plan.landmark_choice import choose_landmarks
 from hyperattention_ref.plan.landmarks import RIDGE
 
@@ -78,10 +79,10 @@ def test_a_call_refuses_landmarks_of_another_d_and_pilots_that_overflow():
 def test_a_backend_without_landmarks_is_named():
     class Bare(type(REFERENCE)):
         name = "bare"
-        refuses_landmarks = True
+        lacks = frozenset({LANDMARKS})
 
     q, k, v = heads(0)
-    with pytest.raises(ValueError, match="landmarks, which backend 'bare' cannot run"):
+    with pytest.raises(ValueError, match="landmarks, which the backend 'bare' does not compute"):
         hr.hyper_attention(q, k, v, recipe=Recipe(views=(), sample_size=0, landmarks=3), backend=Bare())
 
 

@@ -77,7 +77,7 @@ def test_presets_at_64_keys_split_as_named():
             *(r.views, r.block_size if r.views else 0, r.first_keys, r.heavy_columns, r.sample_size, r.sampling),
             *([r.landmarks] if r.landmarks else []),
         )
-        for name, r in ((name, preset(name, 64)) for name in RECIPES)
+        for name, r in ((name, preset(name, 64)) for name in RECIPES if not preset(name, 64).has_lists)
     }
     assert split == {
         "paper": (("sort_lsh",), 32, 0, 0, 32, "uniform"),

@@ -14,6 +14,7 @@ from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
 from hyperattention_ref.backends.conformance import check_backend
 from hyperattention_ref.backends.reference import Reference
 from hyperattention_ref.foundation import registry
+from hyperattention_ref.foundation.backend import LANDMARKS
 from hyperattention_ref.plan.merge import merge_attention
 
 OPERATIONS = {
@@ -30,7 +31,7 @@ class Naive(Reference):
     """A third-party backend: dense, in the working type, with base-2 exponentials. Each step is a method to break."""
 
     name = "naive"
-    refuses_landmarks = True
+    lacks = frozenset({LANDMARKS})
 
     def hash_codes(self, x, planes):
         return self.rank(x.astype(np.float64) @ planes.T > 0)
