@@ -142,12 +142,13 @@ class Recipe(Result):
     def tiling(self, n_q: int, n_k: int, *, is_causal: bool, min_seq_len: int):
         """How a head is tiled: leaves (a, c), and places (query_start, query_stop, key_start, key_stop) of rectangles.
 
-        A causal head without leaves has the lists of this recipe; their window holds what leaves of its size would.
+        A causal head without leaves has the lists of this recipe. Ranges of up to twice their window have no rectangle
+        there: what is in no page is dropped, and rectangles so small cost more than they bring.
         """
         if not is_causal:
             return (), ((0, n_q, 0, n_k),) if self.has_rectangles else ()
         is_listed = self.has_lists and n_q > min_seq_len
-        leaves, triples = causal_tiling(n_q, max(1, self.window) if is_listed else min_seq_len)
+        leaves, triples = causal_tiling(n_q, max(1, 2 * self.window) if is_listed else min_seq_len)
         places = tuple((split, stop, start, split) for start, split, stop in triples)
         if not is_listed:
             return leaves, places
