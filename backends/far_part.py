@@ -77,7 +77,9 @@ class FarPart:
 
     def shares(self, k) -> np.ndarray:
         """P (n, r) of far keys (n, d); other keys get no more than 1 either."""
-        return np.exp(np.minimum(k @ self.pilots.T - self.pilot_lse, 0))
+        logits = k @ self.pilots.T
+        logits -= self.pilot_lse
+        return np.exp(np.minimum(logits, 0, out=logits), out=logits)
 
     def values(self, v) -> np.ndarray:
         """[v - centre, 1, 0] (n, d_v + 2) of keys with the values v (n, d_v), what their estimates multiply."""
@@ -89,7 +91,7 @@ class FarPart:
         is_there = total > least
         safe = np.where(is_there, total, total.dtype.type(1))
         out /= safe[:, None]
-        size = np.linalg.norm(out, axis=1)
+        size = np.sqrt(np.einsum("ij,ij->i", out, out))
         outside = size > self.radius
         out[outside] *= (self.radius / size[outside])[:, None]
         out += self.centre

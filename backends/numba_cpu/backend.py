@@ -298,30 +298,35 @@ def _far_attention(far, q, k, v, rectangle, lists, mask, scale):
         is_final=False,
         state=state,
     )
-    sums, combination = (np.ascontiguousarray(x) for x in np.hsplit(state.out, [width]))
-    if rectangle.views or lists.pages.size:
-        shares, values = far.shares(k), -far.values(v)
     for view in range(len(rectangle.views)):
         query_order, key_order, groups = _sweep(rectangle, view)
         run(
-            _kernels().linear_rows,
+            _kernels().take_out_rows,
             [(groups[slice(*piece)],) for piece in pieces(len(groups), multiple=1)],
-            q=combination,
-            keys=shares,
-            values=values,
+            pilots=_padded(far),
+            k=k,
+            values=far.values(v),
             query_order=query_order,
             key_order=key_order,
             view=view,
             mask=mask,
             lists=lists,
-            sums=sums,
+            sums=state.out,
         )
     if lists.pages.size:
         first, stop = lists.first_query // lists.block_size, -(-(lists.first_query + n_q) // lists.block_size)
         blocks = [(first + a, first + b) for a, b in pieces(stop - first, multiple=1)]
-        arrays = {"q": combination, "keys": shares, "values": values}
-        run(_kernels().linear_listed_rows, blocks, **arrays, is_exact=mask.is_exact, lists=lists, sums=sums)
-    return far.finish(sums, state.top * work.type(LN_2))
+        arrays = {"shares": far.shares(k), "values": far.values(v), "is_exact": mask.is_exact}
+        run(_kernels().take_out_listed, blocks, **arrays, lists=lists, sums=state.out)
+    return far.finish(state.out[:, :width], state.top * work.type(LN_2))
+
+
+def _padded(far):
+    """The pilots as the kernels take them."""
+    r, d = far.pilots.shape
+    columns, lse = np.zeros((d, -(-r // 16) * 16), far.pilots.dtype), np.zeros(-(-r // 16) * 16, far.pilots.dtype)
+    columns[:, :r], lse[:r] = far.pilots.T * lse.dtype.type(LOG2_E), far.pilot_lse * lse.dtype.type(LOG2_E)
+    return _kernels().Pilots(columns, lse)
 
 
 def _merge(state, out, lse):

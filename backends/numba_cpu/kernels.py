@@ -972,30 +972,6 @@ def listed_rows(first_block, stop_block, q, key_pages, v, factor, lists, is_fina
                 store_row(tile.sums[i], tile.top[i], tile.total[i], state, first_row + i, is_final)
 
 
-@kernel
-def linear_listed_rows(first_block, stop_block, q, keys, values, is_exact, lists, sums):
-    """sums += (q keysᵀ) values over the listed pairs of some blocks of lists in a rectangle, less its exact keys.
-
-    All arrays are the rectangle's, the blocks are numbered as in the lists.
-    """
-    r, d_v, n_k = q.shape[1], values.shape[1], keys.shape[0]
-    for block in range(first_block, stop_block):
-        row = max(block * lists.block_size - lists.first_query, 0)
-        stop_row = min((block + 1) * lists.block_size - lists.first_query, q.shape[0])
-        for place in range(lists.offsets[block], lists.offsets[block + 1]):
-            key = lists.pages[place] * lists.page_size - lists.first_key
-            for j in range(max(key, 0), min(key + lists.page_size, n_k)):
-                if is_exact[j]:
-                    continue
-                one, value = keys[j], values[j]
-                for i in range(row, stop_row):
-                    query, target, weight = q[i], sums[i], q.dtype.type(0)
-                    for c in range(r):
-                        weight += query[c] * one[c]
-                    for e in range(d_v):
-                        target[e] += weight * value[e]
-
-
 # --- The choice of pages ---------------------------------------------------------------------------------------------
 
 
@@ -1194,17 +1170,43 @@ def pick_rows(first_block, stop_block, piece, scores, top, lift, prior_blocks, f
             _take_from(row, n, low, wanted, picked[b])
 
 
-@kernel
-def linear_rows(groups, q, keys, values, query_order, key_order, view, mask, lists, sums):
-    """sums += (q keysᵀ) values over the pairs in the blocks of some groups of a view, in no earlier view nor list.
+# --- The far part of landmarks ---------------------------------------------------------------------------------------
 
-    As `view_rows`, without exponentials: attention of q (n_q, r) to keys (n_k, r) is linear here.
+
+class Pilots(NamedTuple):
+    """The pilots of a far part: `columns` (d, padded r), transposed and times scale log2(e), and `lse`, in base 2.
+
+    Both are zero in the padding.
     """
-    tile = new_tile(q.shape[1], values.shape[1], mask.query_blocks.shape[0], q)
-    gathered, gathered_values = np.empty((STEP, q.shape[1]), q.dtype), np.empty((STEP, values.shape[1]), q.dtype)
-    key_indices = np.empty(STEP, np.int64)
-    one, d_v = q.dtype.type(1), values.shape[1]
-    tile.decay[:] = 1
+
+    columns: np.ndarray
+    lse: np.ndarray
+
+
+@vectorised
+def _shares_of_pilots(logits, n, lanes, lse):
+    """Logits of n keys with the pilots become shares 2^(logit - lse), at most 1."""
+    zero = lse.dtype.type(0)
+    for j in range(n):
+        row = logits[j]
+        for lane in range(lanes):
+            x = row[lane] - lse[lane]
+            row[lane] = exp2(x if x < zero else zero)
+
+
+@kernel
+def take_out_rows(groups, pilots, k, values, query_order, key_order, view, mask, lists, sums):
+    """Far sums -= (u_i·P_l) values_l over the pairs in the blocks of some groups of a view, in no earlier view nor list.
+
+    A row of `sums` is the far sums of a query, then its combination u of the pilots; P_l are their shares of key l.
+    Groups, orders, view and mask are as in `view_rows`.
+    """
+    d, d_v = k.shape[1], values.shape[1]
+    lanes_of_pilots = pilots.lse.size
+    tile = new_tile(lanes_of_pilots, d_v, mask.query_blocks.shape[0], k)
+    tile.columns[sums.shape[1] - d_v :] = 0
+    keys, key_values = np.empty((STEP, d), k.dtype), np.empty((STEP, d_v), k.dtype)
+    shares, key_indices = np.empty((STEP, lanes_of_pilots), k.dtype), np.empty(STEP, np.int64)
     for g in range(groups.shape[0]):
         key, stop_key, is_mixed = groups[g, 2], groups[g, 3], groups[g, 4] > 1
         while key < stop_key:
@@ -1215,8 +1217,10 @@ def linear_rows(groups, q, keys, values, query_order, key_order, view, mask, lis
                 key += 1
             if n == 0:
                 continue
-            gather(keys, key_indices[:n], gathered)
-            gather(values, key_indices[:n], gathered_values)
+            gather(k, key_indices[:n], keys)
+            gather(values, key_indices[:n], key_values)
+            multiply(keys, d, 1, n, pilots.columns, lanes_of_pilots, shares, d, False, pilots.lse)  # lse is not read
+            _shares_of_pilots(shares, n, lanes_of_pilots, pilots.lse)
             for first in range(groups[g, 0], groups[g, 1], LANES):
                 rows = query_order[first : min(first + LANES, groups[g, 1])]
                 lanes = padded(rows.size)
@@ -1235,6 +1239,56 @@ def linear_rows(groups, q, keys, values, query_order, key_order, view, mask, lis
                 for lane in range(rows.size):
                     for e in range(d_v):
                         sums[rows[lane], e] += tile.sums[e, lane]
+                take_out(tile, shares, key_values, rows, key_indices[:n], view, is_mixed, mask, lists, sums)
+
+
+@compiled
+def take_out(tile, shares, key_values, rows, key_indices, view, is_mixed, mask, lists, sums):
+    """The pairs of a tile of queries with the keys that have these shares and values."""
+    n, lanes, d_v = key_indices.size, padded(rows.size), key_values.shape[1]
+    load_columns(tile, sums[:, d_v:], rows, shares.dtype.type(1))
+    load_blocks(tile, mask.query_blocks, rows)
+    dot(tile, shares, n, lanes)
+    for j in range(n):
+        row, key = tile.logits[j], key_indices[j]
+        if is_mixed:
+            _set_unequal(row, lanes, tile.blocks[view], mask.key_blocks[view, key], 0)
+        for earlier in range(view):
+            _set_equal(row, lanes, tile.blocks[earlier], mask.key_blocks[earlier, key], 0)
+        if lists.pages.size > 0:
+            set_listed(row, rows, key, lists, row.dtype.type(0))
+    multiply(key_values, 1, d_v, d_v, tile.logits, lanes, tile.sums, n, False, tile.decay)  # decay is not read
+    for lane in range(rows.size):
+        target = sums[rows[lane]]
+        for e in range(d_v):
+            target[e] -= tile.sums[e, lane]
+
+
+@vectorised
+def _take_out_pair(sums, shares, values, r, d_v):
+    weight = shares.dtype.type(0)
+    for c in range(r):
+        weight += sums[d_v + c] * shares[c]
+    for e in range(d_v):
+        sums[e] -= weight * values[e]
+
+
+@kernel
+def take_out_listed(first_block, stop_block, shares, values, is_exact, lists, sums):
+    """As `take_out_rows`, for the listed pairs of some blocks in a rectangle, less its exact keys.
+
+    `shares` (n_k, r) are those of the pilots; blocks are numbered as in the lists.
+    """
+    r, d_v, n_k = shares.shape[1], values.shape[1], shares.shape[0]
+    for block in range(first_block, stop_block):
+        row = max(block * lists.block_size - lists.first_query, 0)
+        stop_row = min((block + 1) * lists.block_size - lists.first_query, sums.shape[0])
+        for place in range(lists.offsets[block], lists.offsets[block + 1]):
+            key = lists.pages[place] * lists.page_size - lists.first_key
+            for j in range(max(key, 0), min(key + lists.page_size, n_k)):
+                if not is_exact[j]:
+                    for i in range(row, stop_row):
+                        _take_out_pair(sums[i], shares[j], values[j], r, d_v)
 
 
 @kernel
