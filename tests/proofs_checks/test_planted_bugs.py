@@ -10,6 +10,7 @@ import pytest
 
 from hyperattention_ref.backends import blocked_numpy, reference
 from hyperattention_ref.backends.conformance import check_backend
+from hyperattention_ref.backends.far_part import FarPart
 from hyperattention_ref.paper import (
     algorithm_1_sort_lsh,
     algorithm_2_approx_d,
@@ -18,10 +19,12 @@ from hyperattention_ref.paper import (
     lemma_2_sampled_product,
     row_sums,
 )
-from hyperattention_ref.plan import merge
+from hyperattention_ref.plan import landmark_choice, merge
 from hyperattention_ref.plan.block_mask import BlockMask
+from hyperattention_ref.plan.landmarks import Landmarks
 from hyperattention_ref.proofs_checks import Settings, counterexamples, run_checks, theorem_1
 from hyperattention_ref.proofs_checks import definition_1 as definition_1_check
+from hyperattention_ref.proofs_checks import landmarks as landmarks_check
 from hyperattention_ref.proofs_checks.verdict import HOLDS
 
 PLACE = "the planted bug must be revised: its place in the source has changed"
@@ -278,6 +281,46 @@ PLANTED = {
         "merge_monoid",
         SMALL,
     ),
+    "correlations of landmarks squared": (
+        Landmarks,
+        "geometry",
+        "np.exp(-squares / 2)",
+        "np.exp(-squares)",
+        landmarks_check.check,
+        GAUSSIAN,
+    ),
+    "weights of landmarks without the half": (
+        Landmarks,
+        "geometry",
+        "np.sum(y**2, axis=1) / 2",
+        "np.sum(y**2, axis=1)",
+        landmarks_check.check,
+        GAUSSIAN,
+    ),
+    "pilots not moved by their key": (
+        Landmarks,
+        "geometry",
+        "self.mean + y @ self.factor.T",
+        "self.mean + 0 * y @ self.factor.T",
+        landmarks_check.check,
+        GAUSSIAN,
+    ),
+    "landmarks chosen by keys that are not centred": (
+        landmark_choice,
+        "choose_landmarks",
+        "y = scale * (k - k.mean(axis=0)) @ factor",
+        "y = scale * k @ factor",
+        landmarks_check.check,
+        GAUSSIAN,
+    ),
+    "far sums of landmarks without their mix": (
+        FarPart,
+        "combination",
+        "weights @ self.mix",
+        "weights",
+        landmarks_check.check,
+        GAUSSIAN,
+    ),
 }
 
 SOFTMAX, BLOCKED = blocked_numpy.RunningSoftmax, blocked_numpy.BlockedNumpy
@@ -316,7 +359,7 @@ ARITHMETIC = {
     ),
     "earlier views not excluded": (
         blocked_numpy,
-        "rectangle_attention",
+        "blocks_of_views",
         "query_blocks[:u], key_blocks[:u]",
         "query_blocks[: -len(rectangle.views)], key_blocks[: -len(rectangle.views)]",
         "planned_attention",
@@ -324,7 +367,7 @@ ARITHMETIC = {
     "own block counted again": (
         blocked_numpy,
         "rectangle_attention",
-        "in_one_block(query_blocks, key_blocks)",
+        "in_one_block(*rectangle.block_numbers(exact_keys=True))",
         "None",
         "planned_attention",
     ),
