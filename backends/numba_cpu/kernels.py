@@ -1170,7 +1170,7 @@ def pick_rows(first_block, stop_block, piece, scores, top, lift, prior_blocks, f
             _take_from(row, n, low, wanted, picked[b])
 
 
-# --- The far part of landmarks ---------------------------------------------------------------------------------------
+# --- The far part of landmarks --------------------------------------------------------------------------------------
 
 
 class Pilots(NamedTuple):
@@ -1223,22 +1223,6 @@ def take_out_rows(groups, pilots, k, values, query_order, key_order, view, mask,
             _shares_of_pilots(shares, n, lanes_of_pilots, pilots.lse)
             for first in range(groups[g, 0], groups[g, 1], LANES):
                 rows = query_order[first : min(first + LANES, groups[g, 1])]
-                lanes = padded(rows.size)
-                load_columns(tile, q, rows, one)
-                load_blocks(tile, mask.query_blocks, rows)
-                dot(tile, gathered, n, lanes)
-                for j in range(n):
-                    row, block = tile.logits[j], mask.key_blocks[:, key_indices[j]]
-                    if is_mixed:
-                        _set_unequal(row, lanes, tile.blocks[view], block[view], 0)
-                    for earlier in range(view):
-                        _set_equal(row, lanes, tile.blocks[earlier], block[earlier], 0)
-                    if lists.pages.size > 0:
-                        set_listed(row, rows, key_indices[j], lists, row.dtype.type(0))
-                multiply(gathered_values, 1, d_v, d_v, tile.logits, lanes, tile.sums, n, False, tile.decay)
-                for lane in range(rows.size):
-                    for e in range(d_v):
-                        sums[rows[lane], e] += tile.sums[e, lane]
                 take_out(tile, shares, key_values, rows, key_indices[:n], view, is_mixed, mask, lists, sums)
 
 
