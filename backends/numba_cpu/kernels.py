@@ -1196,7 +1196,7 @@ def _shares_of_pilots(logits, n, lanes, lse):
 
 @kernel
 def take_out_rows(groups, pilots, k, values, query_order, key_order, view, mask, lists, sums):
-    """Far sums -= (u_i·P_l) values_l over the pairs in the blocks of some groups of a view, in no earlier view nor list.
+    """Far sums -= (u_i·P_l) values_l over the pairs in the blocks of some groups of a view, in no earlier view or list.
 
     A row of `sums` is the far sums of a query, then its combination u of the pilots; P_l are their shares of key l.
     Groups, orders, view and mask are as in `view_rows`.
