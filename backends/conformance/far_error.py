@@ -10,13 +10,16 @@ r x r solve are computed. Absolute values stand for sums without cancellation:
   shares by ε_c = Σ_l P_cl (e^{η_cl + λ_c + 4u |x_cl - L_c|} - 1), and b_c by β_c = λ_c + 2 g G_cc.
 - K + λI is wrong by at most Δ_cj = 2 (g |Y_c + Y_j|² K_cj + 6 r² u₂), so R by |δR| ≤ (I - N)⁻¹ N |R|, where
   N = |(K + λI)⁻¹| Δ.
-- E_ij is wrong by η_ij, that of a logit s q·k_j + ℓ_j, so u_i = E_i R, with absolute sums A_i = E_i |R|, by
+- E_ij is wrong by η_ij, that of a logit s q·k_j + ℓ_j. It multiplies what the landmark stands for after the exact pairs
+  have left, H_ij = Σ_l (R P_l)_j [1, v_l - centre] over the other far keys; an error of pilot c multiplies u_ic.
+- With h_j = Σ_l (R P_l)_j over all far keys, t_ic the shares of pilot c in the K_i pairs taken out, A_i = E_i |R| and
+  σ = 8u (r + 2), the far denominator is wrong by
 
-      W_ic = Σ_j E_ij (e^{η_ij} (|R_jc| e^{β_c} (1 + 2u) + |δR_jc|) - |R_jc|).
+      δD = Σ_j E_ij ((e^{η_ij} - 1) |H_ij| + σ |h_j| + Σ_c (|δR_jc| + 4 r u₂ |R_jc|))
+           + Σ_c |u_ic| (e^{β_c} - 1 + ε_c) + Σ_c t_ic (σ A_ic + (σ + 8u K_i) |u_ic|),
 
-- With K_i pairs taken out and ρ_i = 8u (K_i + 2r + 4), the far denominator and numerator are wrong by
-
-      δD = Σ_c (2 W_ic + A_ic (ε_c + ρ_i)),    δN = max |v - centre| Σ_c 2 W_ic + max |v| Σ_c A_ic (3 ε_c + ρ_i).
+  and the numerator by the same with the vectors H and h, times |v - centre| for what has neither, and 3 |v| times
+  Σ_c |u_ic| (e^{β_c} - 1 + ε_c + 2u) for the pilots; |v| stands for the largest entry of a column.
 
 Where D exceeds its floor by more than δD the far part is there on both sides, its mean N/D is wrong by
 (δN + |N/D| δD)/(D - δD), in norm where the ball may cut it, and its lse by -ln(1 - δD/D). Where D is within δD of its
@@ -87,24 +90,32 @@ def _far_error(q, k, v, rectangle: Rectangle, listed, scale: float, rounding: Ro
     weights = np.exp(rows - shift[:, None])
     n_landmarks = float(rounding.count(landmarks.keys.size))
     steps = 4 * np.abs(fit.log_weights) + 3 * (shift[:, None] - rows) + 8 * (n_landmarks + 1)
-    eta = 1.05 * (terms.of_logits(rounding) + u * steps) + fit.own
-    sizes = weights @ np.abs(fit.mix)
-    grown = np.abs(fit.mix) * np.exp(fit.lse_error + fit.own) * (1 + 2 * u) + fit.mix_error
-    mixed = ((weights * np.exp(eta)) @ grown - sizes).sum(axis=1)
-
-    estimates = (weights @ fit.mix) @ fit.shares
+    errors = weights * np.expm1(1.05 * (terms.of_logits(rounding) + u * steps) + fit.own)
     taken = (rectangle.toarray() | listed)[:, far]
-    estimates[taken] = 0
     centre = v[far].mean(axis=0)
-    values = v[far] - centre
-    rounds = 8 * u * (rounding.count(taken.sum(axis=1)) + 2 * n_landmarks + 4) * sizes.sum(axis=1)
-    shared = sizes @ fit.share_error
-    total_error = (1 + 2 * FLOOR) * (2 * mixed + shared + rounds)  # the floor moves by FLOOR of what the total does
-    sums_error = np.outer(2 * mixed, np.abs(values).max(axis=0))
-    sums_error += np.outer(3 * shared + rounds, np.abs(v[far]).max(axis=0))
-    floor = FLOOR * weights @ np.abs(fit.mix.sum(axis=1))
-    sums = _Sums(shift, estimates.sum(axis=1), floor, estimates @ values, total_error, sums_error)
-    return _judged(rectangle.rows_and_keys[0], sums, centre, values, rounding)
+    columns = np.column_stack([np.ones(far.size), v[far] - centre])  # the denominator, then the numerator
+
+    per_key, sigma = fit.mix @ fit.shares, 8 * u * (n_landmarks + 2)
+    combination, sizes = np.abs(weights @ fit.mix), weights @ np.abs(fit.mix)
+    mass = taken @ fit.shares.T
+    counts = 8 * u * rounding.count(taken.sum(axis=1))
+    rest = np.sum(mass * (sigma * sizes + (sigma + counts[:, None]) * combination), axis=1)
+    rest += weights @ (fit.mix_error.sum(axis=1) + 4 * len(fit.mix) * U2 * np.abs(fit.mix).sum(axis=1))
+    of_pilots = np.expm1(fit.lse_error + fit.own) + fit.share_error
+    sums, sums_error = np.empty((len(q), columns.shape[1])), np.empty((len(q), columns.shape[1]))
+    for e, column in enumerate(columns.T):
+        whole = per_key @ column
+        left = whole - (taken * column) @ per_key.T
+        sums[:, e] = np.sum(weights * left, axis=1)
+        sums_error[:, e] = np.sum(errors * np.abs(left), axis=1) + sigma * weights @ np.abs(whole)
+        sums_error[:, e] += rest * np.abs(column).max()
+        largest = 3 * np.abs(v[far, e - 1]).max() if e else 1
+        sums_error[:, e] += largest * combination @ (of_pilots + (2 * u if e else 0))
+    load = np.abs(fit.mix.sum(axis=1))
+    floor = FLOOR * weights @ load
+    total_error = sums_error[:, 0] + FLOOR * (errors @ load + sizes @ of_pilots + rest)
+    result = _Sums(shift, sums[:, 0], floor, sums[:, 1:], total_error, sums_error[:, 1:])
+    return _judged(rectangle.rows_and_keys[0], result, centre, columns[:, 1:], rounding)
 
 
 class _Fit(NamedTuple):
