@@ -47,6 +47,9 @@ def test_strategies_reach_every_kind_they_promise(planned):
             seen.update({"repeated draws"} if np.unique(r.sampled_keys).size < r.sampled_keys.size else set())
             seen.update({"large log-weights"} if np.abs(r.log_weights).max(initial=0) > 100 else set())
             seen.update({"m > n"} if r.sampled_keys.size > r.n_k else set())
+            if r.landmarks is not None:
+                seen.add("landmarks of no far key" if r.exact_keys.size == r.n_k else "landmarks")
+                seen.update({"a law of one query"} if not r.landmarks.factor.any() else set())
             for view in r.views:
                 sizes = np.diff(view.query_offsets), np.diff(view.key_offsets)
                 seen.update({"empty block"} if any(0 in size for size in sizes) else set())
@@ -61,6 +64,7 @@ def test_strategies_reach_every_kind_they_promise(planned):
     if planned:
         wanted |= {"several views", "exact keys", "repeated draws", "large log-weights", "m > n", "empty block"}
         wanted |= {"ragged blocks", "leaves of several sizes"}
+        wanted |= {"landmarks", "landmarks of no far key", "a law of one query"}
     assert wanted <= seen
 
 
