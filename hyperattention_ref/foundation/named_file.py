@@ -38,6 +38,12 @@ def named_file(path: Path, what: str, remedy: str = "") -> Iterator[None]:
         raise kind(_line(path, what, remedy, error)) from error
 
 
+def utf8_text(path: Path) -> str:
+    """The text of a file in UTF-8."""
+    with named_file(path, "is no text in UTF-8", "save it in UTF-8"):
+        return path.read_text(encoding="utf-8")
+
+
 def _line(path: Path, what: str, remedy: str, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if len(text) > LONGEST:

@@ -1,8 +1,7 @@
 """Capture query, key and value of a Hugging Face transformers model where it calls its attention function.
 
-transformers selects a model's attention function by name. The function registered here records its arguments and calls
-`scaled_dot_product_attention`, so the model's output is unchanged. The mask function is registered under the same name
-in a second interface; without it, transformers would silently build no mask.
+The attention function registered here (`attention_interface`) records its arguments and calls
+`scaled_dot_product_attention`, so the model's output is unchanged.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from __future__ import annotations
 import errno
 import inspect
 import math
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,16 +17,26 @@ from pathlib import Path
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
-from hyperattention_ref.foundation.extras import install
-from hyperattention_ref.foundation.named_file import named_file
+from hyperattention_ref.foundation.named_file import utf8_text
 from hyperattention_ref.maps.array_files import layout
+from hyperattention_ref.maps.attention_interface import (
+    attending,
+    check_model,
+    check_plain_softmax,
+    is_causal_module,
+    layer_number,
+    libraries,
+    loading,
+    numbers,
+    register,
+    shortly,
+    valid_tokens,
+)
 from hyperattention_ref.maps.attention_map import LayerMaps
 from hyperattention_ref.maps.map_file import MapWriter, checked_parts
 
 NAME = "hyperattention_capture"
 """Name under which the attention and mask functions are registered with transformers."""
-IGNORED_TENSORS = {"position_ids", "cache_position"}
-"""Tensor arguments that do not enter the logits. Any other tensor argument might, and is refused."""
 _record: ContextVar[Callable] = ContextVar(NAME)
 """Called by the attention function with its arguments; set by the innermost active `capturing` block."""
 
@@ -106,12 +114,11 @@ def capture_text(
         if transformers cannot load the model; if the text is not in UTF-8, has more tokens than the model takes, or
         fewer than `n`; and as `capture`.
     """
-    _, transformers = _libraries()
+    _, transformers = libraries()
     _check_target(path, overwrite)
     text_path = Path(text_path)
-    with named_file(text_path, "is no text in UTF-8", "save it in UTF-8"):
-        text = text_path.read_text(encoding="utf-8")
-    with _loading(model_name_or_path):
+    text = utf8_text(text_path)
+    with loading(model_name_or_path):
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_name_or_path)
         config = transformers.AutoConfig.from_pretrained(model_name_or_path)
     truncation = {} if n is None else {"truncation": True, "max_length": inputs.count("n", n)}
@@ -121,24 +128,11 @@ def capture_text(
         raise ValueError(f"n is {n} but {text_path} has {length} tokens; give a longer text or a smaller n")
     if limit is not None and length > limit:
         raise ValueError(f"{text_path} has {length} tokens but the model takes {limit}; pass n={limit} or a smaller n")
-    with _loading(model_name_or_path):
+    with loading(model_name_or_path):
         model = transformers.AutoModel.from_pretrained(model_name_or_path).eval()
     name = text_path.name.encode("utf-8", "replace").decode()  # a file's name may be no UTF-8
     source = f"{name}, first {length} tokens"
     return capture(model, encoded, path, layers=layers, heads=heads, source=source, overwrite=overwrite)
-
-
-@contextmanager
-def _loading(model_name_or_path) -> Iterator[None]:
-    """Whatever transformers raises where there is no model becomes one line that names the model."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-        raise ValueError(
-            f"{model_name_or_path} is no model that transformers can load ({reason}); give a name on the hub, or a "
-            "folder with configuration, weights and tokenizer"
-        ) from error
 
 
 def _check_target(path, overwrite: bool) -> None:
@@ -166,33 +160,20 @@ def capturing(model, take: Callable[[LayerMaps], object], *, layers=None, heads=
     TypeError, ValueError
         as `capture`; within the block while the model runs, and at its end if a layer of `layers` did not run.
     """
-    _, transformers = _libraries()
-    if not isinstance(model, transformers.PreTrainedModel):
-        raise TypeError(f"model is {type(model).__name__}; it must be a PreTrainedModel of transformers")
-    if model.training:
-        raise ValueError("model is in training mode, where dropout changes what is captured: call model.eval() first")
-    transformers.AttentionInterface.register(NAME, _attend)
-    transformers.AttentionMaskInterface.register(NAME, transformers.masking_utils.sdpa_mask)
-    recorder = _Recorder(take, _numbers("layers", layers), _numbers("heads", heads))
-    original = [(config, config._attn_implementation) for config in _configs(model)]
+    check_model(model)
+    recorder = _Recorder(take, numbers("layers", layers), numbers("heads", heads))
+    register(NAME, _attend)
     token = _record.set(recorder.record)
     try:
-        model.set_attn_implementation(NAME)
-        if model.config._attn_implementation != NAME:
-            raise ValueError(
-                f"{type(model).__name__} does not go through transformers' AttentionInterface, so that its attention "
-                "cannot be captured; save query, key and value yourself and read them with MapFile"
-            )
-        yield
-        recorder.check_complete()
+        with attending(model, NAME):
+            yield
+            recorder.check_complete()
     finally:
         _record.reset(token)
-        for config, implementation in original:
-            config._attn_implementation = implementation
 
 
 def _run(model, model_inputs: Mapping, take, layers, heads) -> None:
-    torch, _ = _libraries()
+    torch, _ = libraries()
     with capturing(model, take, layers=layers, heads=heads), torch.no_grad():
         # A cache of keys and values would hold a second copy of the captured arrays.
         no_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
@@ -203,7 +184,7 @@ def _attend(module, query, key, value, attention_mask, **options):
     """Record the call, then compute attention; the model calls this in place of its attention function."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    _check_plain_softmax(module, options)
+    check_plain_softmax(module, options)
     _record.get()(module, query, key, value, attention_mask, options)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
@@ -217,7 +198,7 @@ class _Recorder:
         self._ran: set[int] = set()
 
     def record(self, module, query, key, value, attention_mask, options) -> None:
-        layer = _layer_number(module)
+        layer = layer_number(module)
         self._ran.add(layer)
         if self._layers is not None and layer not in self._layers:
             return
@@ -262,39 +243,10 @@ class _Recorder:
         missing = sorted(set(self._layers or ()) - self._recorded)
         if missing:
             raise ValueError(
-                f"layers has {missing}, which did not run; {len(self._ran)} layers did: {_shortly(sorted(self._ran))}"
+                f"layers has {missing}, which did not run; {len(self._ran)} layers did: {shortly(sorted(self._ran))}"
             )
         if not self._recorded:
             raise ValueError("no layer called its attention function; run the model within the block")
-
-
-def _check_plain_softmax(module, options) -> None:
-    """Raise an error if anything but scale, mask and dropout enters the softmax."""
-    import torch
-
-    unknown = {name for name, x in options.items() if isinstance(x, torch.Tensor)} - IGNORED_TENSORS
-    if options.get("softcap") is not None:
-        obstacle = "soft-capping of its logits"
-    elif any(x is not None for x in (options.get("s_aux"), options.get("sinks"), getattr(module, "sinks", None))):
-        obstacle = "learned sinks"
-    elif unknown:
-        obstacle = f"a bias or index ({', '.join(sorted(unknown))})"
-    else:
-        return
-    raise ValueError(
-        f"{type(module).__name__} has {obstacle}; only plain softmax of scaled products can be captured, "
-        "softmax(scale * query key^T) value"
-    )
-
-
-def _layer_number(module) -> int:
-    layer = getattr(module, "layer_idx", None)
-    if not isinstance(layer, int):
-        raise ValueError(
-            f"{type(module).__name__} has no number of its layer (layer_idx = {layer!r}), so its maps cannot be told "
-            "apart; capture a part of the model whose attention has one, such as its language model"
-        )
-    return layer
 
 
 def _valid_tokens(layer: int, module, mask, n: int, is_causal):
@@ -302,24 +254,20 @@ def _valid_tokens(layer: int, module, mask, n: int, is_causal):
     import torch
 
     if mask is None:
-        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-        return slice(None), bool(causal)
+        return slice(None), is_causal_module(module, is_causal)
     if mask.dtype != torch.bool or mask.ndim != 4 or mask.shape[:2] != (1, 1):
         raise ValueError(
             f"layer {layer} has a mask of dtype {mask.dtype} and shape {tuple(mask.shape)}; it must be boolean and one "
             "for all heads: pass attention_mask as the tokenizer returns it, (1, n)"
         )
-    mask = mask[0, 0].expand(n, n)
-    valid = mask.any(dim=0)
-    visible = mask[valid][:, valid]
-    if visible.numel() and visible.all():
-        return valid.cpu().numpy(), False
-    if visible.numel() and torch.equal(visible, torch.ones_like(visible).tril()):
-        return valid.cpu().numpy(), True
-    raise ValueError(
-        f"layer {layer} has a mask that is neither causal nor padding, such as a sliding window; leave the layer out "
-        "by `layers`, or give a text that is shorter than the window"
-    )
+    found = valid_tokens(mask[0, 0].expand(n, n))
+    if found is None:
+        raise ValueError(
+            f"layer {layer} has a mask that is neither causal nor padding, such as a sliding window; leave the layer "
+            "out by `layers`, or give a text that is shorter than the window"
+        )
+    valid, among_valid = found
+    return valid.cpu().numpy(), among_valid
 
 
 def _array(tensor) -> np.ndarray:
@@ -328,47 +276,3 @@ def _array(tensor) -> np.ndarray:
 
     tensor = tensor.detach().cpu()
     return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
-
-
-def _numbers(name: str, selection: Iterable[int] | None) -> tuple[int, ...] | None:
-    """The selected layer or head numbers, ascending; None for all."""
-    if selection is None:
-        return None
-    try:
-        selection = list(selection)
-        if any(isinstance(x, bool) for x in selection):
-            raise TypeError
-        numbers = tuple(sorted({operator.index(x) for x in selection}))
-    except TypeError:
-        raise TypeError(f"{name} is {selection!r}; it must be a list of integers") from None
-    if not numbers or numbers[0] < 0:
-        raise ValueError(f"{name} is {selection!r}; it must hold at least one number from zero")
-    return numbers
-
-
-def _shortly(numbers: list[int]) -> str:
-    """Ascending numbers as in "0 to 5", where none is left out."""
-    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]} to {numbers[-1]}"
-    return ", ".join(map(str, numbers)) or "none"
-
-
-def _configs(model) -> Iterator:
-    """Every configuration that names an attention function; a model's comes before its parts', which it overwrites."""
-    from transformers import PreTrainedModel
-
-    queue = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
-    while queue:
-        config = queue.pop(0)
-        yield config
-        sub_configs = (getattr(config, name, None) for name in config.sub_configs)
-        queue.extend(x for x in sub_configs if x is not None)
-
-
-def _libraries():
-    try:
-        import torch
-        import transformers.masking_utils
-    except ImportError as error:
-        raise ImportError(f"capturing needs torch and transformers; install them with: {install('models')}") from error
-    return torch, transformers

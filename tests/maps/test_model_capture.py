@@ -438,7 +438,7 @@ def test_a_text_file_is_captured_by_the_models_own_tokenizer(minilm_folder, mini
 def test_a_text_in_another_encoding_is_refused_by_name(monkeypatch, tmp_path):
     text = tmp_path / "text.txt"
     text.write_bytes("un caf\xe9 noir".encode("latin-1"))
-    monkeypatch.setattr(model_capture, "_libraries", lambda: (None, None))
+    monkeypatch.setattr(model_capture, "libraries", lambda: (None, None))
     with pytest.raises(ValueError, match=r"text\.txt is no text in UTF-8 .*0xe9 in position 6.*save it in UTF-8"):
         capture_text("model", text, tmp_path / "maps.npz")
 
