@@ -15,6 +15,8 @@ from .measures.oracle import oracle_attention, oracle_mask
 from .measures.projected_error import projected_error
 from .measures.row_estimates import estimate_hardness
 from .measures.spectral_guarantee import SpectralError, spectral_error
+from .models.replacement import ReplacementReport, register_attention, replacing
+from .models.scaled_dot_product import scaled_dot_hyper_attention
 from .paper.algorithm_1_sort_lsh import sort_lsh
 from .paper.algorithm_2_approx_d import ApproxDResult, approx_d
 from .paper.algorithm_3_hyper_attention import literal_hyper_attention
@@ -51,6 +53,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "Rectangle",
+    "ReplacementReport",
     "RowNormSample",
     "SpectralError",
     "SurveySettings",
@@ -87,8 +90,11 @@ __all__ = [
     "preset",
     "projected_error",
     "proofs_checks",
+    "register_attention",
+    "replacing",
     "row_norm_sample",
     "sampled_product",
+    "scaled_dot_hyper_attention",
     "sort_lsh",
     "spectral_error",
     "stable_rank",

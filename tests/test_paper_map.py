@@ -24,8 +24,9 @@ BACKENDS = {"available_backends", "backend_status"}
 RECIPES = {"BlockLists", "Recipe", "RECIPES", "preset", "captured_mass", "oracle_attention", "oracle_mask"}
 ESTIMATES = {"certify", "projected_error", "estimate_hardness", "best_key_shift"}
 MAPS = {"AttentionMap", "MapFile", "MapWriter", "LayerMaps", "capture", "capturing", "capture_text"}
+MODELS = {"replacing", "register_attention", "ReplacementReport", "scaled_dot_hyper_attention"}
 SURVEYS = {"survey", "measure_head", "SurveySettings"}
-NOT_IN_THE_PAPER = RESULTS | BACKENDS | RECIPES | ESTIMATES | MAPS | SURVEYS
+NOT_IN_THE_PAPER = RESULTS | BACKENDS | RECIPES | ESTIMATES | MAPS | MODELS | SURVEYS
 
 
 @pytest.mark.parametrize("dotted", sorted(FUNCTIONS))

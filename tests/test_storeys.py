@@ -14,7 +14,7 @@ STOREYS = (
     {"paper"},
     {"backends"},
     {"attention", "measures", "synthetic", "maps"},
-    {"proofs_checks", "pages"},
+    {"proofs_checks", "pages", "models"},
     {"verify", "surveys", "bench", "backend_tools"},
     {"cli"},
     {"__main__"},

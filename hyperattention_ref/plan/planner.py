@@ -23,7 +23,7 @@ from hyperattention_ref.plan.noise import Draw
 from hyperattention_ref.plan.pages import page_lists
 from hyperattention_ref.plan.pilot import pilot_column_masses
 from hyperattention_ref.plan.plan import Plan
-from hyperattention_ref.plan.recipe import RECIPES, Recipe, preset
+from hyperattention_ref.plan.recipe import Recipe, as_recipe
 from hyperattention_ref.plan.views import view_orders
 
 
@@ -232,8 +232,4 @@ def _resolve(recipe, paper: dict[str, Any]) -> Recipe:
     given = [name for name, x in paper.items() if x != parameters[name].default]
     if given:
         raise ValueError(f"recipe and {', '.join(given)} are both given; the recipe decides these: pass only one")
-    if isinstance(recipe, str):
-        return preset(recipe)
-    if isinstance(recipe, Recipe):
-        return recipe
-    raise TypeError(f"recipe is {recipe!r}; it must be None, a Recipe or a name: {', '.join(RECIPES)}")
+    return as_recipe(recipe)

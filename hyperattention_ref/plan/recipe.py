@@ -253,3 +253,14 @@ def preset(name: str, budget: int = DEFAULT_BUDGET) -> Recipe:
         samples += rest
     exact_keys = {"first_keys": first, "heavy_columns": heavy, "landmarks": landmarks}
     return Recipe(**blocks | exact_keys, sample_size=samples, sampling=kind.sampling)
+
+
+def as_recipe(recipe) -> Recipe:
+    """The Recipe that an argument means: the paper's for None, a preset for its name, or itself."""
+    if recipe is None:
+        return Recipe()
+    if isinstance(recipe, str):
+        return preset(recipe)
+    if isinstance(recipe, Recipe):
+        return recipe
+    raise TypeError(f"recipe is {recipe!r}; it must be None, a Recipe or a name: {', '.join(RECIPES)}")

@@ -3,7 +3,6 @@
 torch, transformers and the weights of MiniLM belong to no default install; where they are missing these tests skip.
 """
 
-import inspect
 import os
 import sys
 import tracemalloc
@@ -18,6 +17,8 @@ from hyperattention_ref.maps.map_file import MapFile
 from hyperattention_ref.maps.model_capture import NAME, capture, capture_text, capturing
 from hyperattention_ref.maps.sample_heads import load_sample_heads
 
+from ..tiny_models import GROUPED, STYLES, build, cache_name, text_inputs
+
 
 @pytest.fixture(scope="module")
 def torch(transformers):
@@ -27,39 +28,6 @@ def torch(transformers):
 @pytest.fixture(scope="module")
 def minilm(transformers, minilm_folder):
     return transformers.AutoModel.from_pretrained(minilm_folder).eval()
-
-
-SMALL = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
-GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 64, "pad_token_id": 0}
-STYLES = {
-    "Bert": SMALL,
-    "Roberta": {**SMALL, "pad_token_id": 0},
-    "GPT2": {
-        "vocab_size": 50, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64,
-        "scale_attn_by_inverse_layer_idx": True, "bos_token_id": 1, "eos_token_id": 1,
-    },
-    "Llama": GROUPED,
-    "Mistral": {**GROUPED, "sliding_window": None},
-    "Qwen2": GROUPED,
-}  # fmt: skip
-
-
-def build(transformers, style, **changes):
-    """A small model of random weights that are large enough for attention to be far from uniform."""
-    import torch
-
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{style}Config")(**{**STYLES.get(style, GROUPED), **changes})
-    model = getattr(transformers, f"{style}Model")(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def text_inputs(torch, n=17, **more):
-    ids = torch.randint(2, 50, (1, n), generator=torch.Generator().manual_seed(n))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
 
 
 def own_outputs(torch, model, model_inputs):
@@ -341,7 +309,7 @@ def test_several_texts_are_refused(transformers, torch):
 
 def test_a_cache_of_earlier_keys_is_refused(transformers, torch):
     model = build(transformers, "Llama")
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # before 5.24
+    name = cache_name(model)
     with torch.no_grad():
         cache = model(input_ids=torch.full((1, 4), 3), use_cache=True)[name]
     refused(model, {"input_ids": torch.full((1, 2), 3), name: cache}, "2 queries and 6 keys")
