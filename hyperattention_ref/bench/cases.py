@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.registry import get_backend
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.maps.sample_heads import load_sample_heads
+from hyperattention_ref.pages.threads import available_cores
 from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.planner import make_plan
 
@@ -157,14 +157,6 @@ class BenchSettings(RunSettings):
         A planted mask is dense, n^2 bytes.
         """
         return max((n for n in self.n if n <= 16384), default=min(self.n))
-
-
-def available_cores() -> int:
-    """Cores that this process may use, and Numba with it: its threads are limited by NUMBA_NUM_THREADS."""
-    from numba import config
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 class Heads(NamedTuple):

@@ -10,8 +10,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer import Option
 
-from hyperattention_ref.bench.cases import BenchSettings, RunSettings, available_cores
+from hyperattention_ref.bench.cases import BenchSettings, RunSettings
 from hyperattention_ref.pages.command import BAD_INPUT, console, interruptible, refuse
+from hyperattention_ref.pages.threads import available_cores
 
 Lengths = Annotated[list[int], Option("--n", help="Tokens; may be repeated.")]
 HeadCount = Annotated[int, Option(help="Heads, one as large as the other.")]

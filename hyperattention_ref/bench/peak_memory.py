@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hyperattention_ref.bench.cases import FAMILIES, BenchSettings, Contestant, make_heads, prepare
-from hyperattention_ref.bench.timing import limited_threads
+from hyperattention_ref.pages.threads import limited_threads
 
 PROC = Path("/proc/self")
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

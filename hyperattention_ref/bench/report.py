@@ -11,7 +11,7 @@ from hyperattention_ref.bench.device import Ceilings
 from hyperattention_ref.bench.results import FamilyResult, HostContestantResult, LengthResult
 from hyperattention_ref.bench.timing import Times
 from hyperattention_ref.foundation.results import Result
-from hyperattention_ref.pages.wording import number
+from hyperattention_ref.pages.wording import number, seconds
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,13 +123,6 @@ def _at_the_longest(report: BenchReport, case: LengthResult) -> Iterator[str]:
         if x.is_right and x.kind in (EXACT, RIVAL)
     ]
     yield f"Their time in HyperAttentions, with their own errors: {', '.join(others)}."
-
-
-def seconds(x: float | None) -> str:
-    """A time as a person writes it; a dash for None."""
-    if x is None:
-        return number(None)
-    return f"{number(x)} s" if x >= 1 else f"{number(1e3 * x)} ms"
 
 
 def middle_half(x: Times | HostContestantResult) -> str:

@@ -18,11 +18,12 @@ from hyperattention_ref.bench.peak_memory import peak_memory
 from hyperattention_ref.bench.report import BenchReport
 from hyperattention_ref.bench.results import FamilyResult, HostContestantResult, LengthResult
 from hyperattention_ref.bench.stages import measure_stages, measure_sums
-from hyperattention_ref.bench.timing import limited_threads, take_turns
+from hyperattention_ref.bench.timing import take_turns
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.pages.environment import environment
 from hyperattention_ref.pages.progress import Step
 from hyperattention_ref.pages.results_folder import ResultsFolder
+from hyperattention_ref.pages.threads import limited_threads
 
 PACKAGES = (
     "hyperattention-ref", "numpy", "numba", "torch", "performer-pytorch", "nystrom-attention", "local-attention",

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hyperattention_ref.bench.figures import draw_figures
-from hyperattention_ref.bench.grid import Grid
-from hyperattention_ref.bench.report import BenchReport, megabytes, middle_half, seconds, setting_words
+from hyperattention_ref.bench.report import BenchReport, megabytes, middle_half, setting_words
 from hyperattention_ref.bench.results import HostContestantResult, LengthResult
 from hyperattention_ref.bench.rivals import RIVALS
 from hyperattention_ref.bench.stages import PASSES, STAGES
 from hyperattention_ref.pages import files
-from hyperattention_ref.pages.wording import number
+from hyperattention_ref.pages.grid import Grid
+from hyperattention_ref.pages.wording import number, seconds
 
 HEADINGS = [
     "", "median", "middle half", "runs", "first run", "HyperAttentions", "peak MB", "GFLOP/s", "of ceilings", "error",

@@ -1,13 +1,11 @@
-"""Wall-clock times: one number of threads for every library, contestants in turn, all runs kept."""
+"""Wall-clock times: contestants in turn, all runs kept."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from hyperattention_ref.foundation.results import Result
@@ -37,24 +35,6 @@ class Times(Result):
         if len(seconds) >= 4:
             low, _, high = statistics.quantiles(seconds, method="inclusive")
         return cls(tuple(seconds), float(statistics.median(seconds)), (low, high))
-
-
-@contextmanager
-def limited_threads(threads: int) -> Iterator[None]:
-    """Give NumPy's BLAS, Numba and Torch so many threads each, and what they had before afterwards."""
-    import numba
-    from threadpoolctl import threadpool_limits
-
-    libraries: list[Any] = [numba]
-    if find_spec("torch"):
-        import torch  # before any limit is set: loaded afterwards, its attention takes five times as long
-
-        libraries.append(torch)
-    with threadpool_limits(threads), ExitStack() as stack:
-        for library in libraries:
-            stack.callback(library.set_num_threads, library.get_num_threads())
-            library.set_num_threads(threads)
-        yield
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

@@ -22,9 +22,7 @@ def libraries():
         import torch
         import transformers.masking_utils
     except ImportError as error:
-        raise ImportError(
-            f"models need torch and transformers, which are not installed; install them with: {install('models')}"
-        ) from error
+        raise ImportError(f"a model needs torch and transformers; install them with: {install('models')}") from error
     return torch, transformers
 
 

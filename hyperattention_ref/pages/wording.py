@@ -20,6 +20,18 @@ def number(x: float | None) -> str:
     return (f"{x:.0f}" if isinstance(x, int) or abs(x) >= 100 else f"{x:.3g}").replace("-", "−")
 
 
+def seconds(x: float | None) -> str:
+    """A time as a person writes it; a dash for None."""
+    if x is None:
+        return number(None)
+    return f"{number(x)} s" if x >= 1 else f"{number(1e3 * x)} ms"
+
+
+def label(name: str) -> str:
+    """A recipe's name in sentences and tables."""
+    return name.replace("_", " + ")
+
+
 def printable(text: str) -> str:
     """Text in one line that no terminal takes for commands: escapes instead of what is not printable."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hyperattention_ref.measures.error_bounds import MEAN
 from hyperattention_ref.pages.progress import progress_bar
-from hyperattention_ref.pages.wording import number, power_of_ten
+from hyperattention_ref.pages.wording import label, number, power_of_ten
 from hyperattention_ref.surveys.comparison import Change, Comparison
 from hyperattention_ref.surveys.head_measures import HeadMeasures
 from hyperattention_ref.surveys.page import write_report
@@ -23,7 +23,6 @@ from hyperattention_ref.surveys.report import (
     error_number,
     error_words,
     keys,
-    label,
     limits,
 )
 from hyperattention_ref.surveys.settings import SurveySettings

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from hyperattention_ref.measures.error_bounds import MEAN, ZERO
 from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREY, ORANGE, RED, Plot
-from hyperattention_ref.pages.wording import number
-from hyperattention_ref.surveys.report import SurveyReport, label
+from hyperattention_ref.pages.wording import label, number
+from hyperattention_ref.surveys.report import SurveyReport
 
 COLUMNS = 3
 """Heat maps side by side."""

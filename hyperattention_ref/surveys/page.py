@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hyperattention_ref.pages import files
-from hyperattention_ref.pages.wording import number, power_of_ten, span
+from hyperattention_ref.pages.wording import label, number, power_of_ten, span
 from hyperattention_ref.surveys import comparison
 from hyperattention_ref.surveys.figures import draw_figures
 from hyperattention_ref.surveys.report import (
@@ -15,7 +15,6 @@ from hyperattention_ref.surveys.report import (
     error_words,
     keys,
     kind,
-    label,
     limits,
     overflows,
     table,

@@ -13,7 +13,7 @@ from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.measures.error_bounds import MEAN, ZERO
 from hyperattention_ref.pages.environment import environment
-from hyperattention_ref.pages.wording import number, power_of_ten, span
+from hyperattention_ref.pages.wording import label, number, power_of_ten, span
 from hyperattention_ref.surveys.comparison import Comparison, Survey, compare
 from hyperattention_ref.surveys.head_measures import HeadErrors, HeadHardness, HeadMeasures, RecipeMeasures
 from hyperattention_ref.surveys.settings import SurveySettings
@@ -133,11 +133,6 @@ def make_report(
     facts = {"backend": select(settings.backend, np.empty(0)).name} | environment(PACKAGES)
     comparison = compare(*other, (record, list(heads))) if other else None
     return SurveyReport(record["file"], settings, tuple(heads), command, facts, comparison)
-
-
-def label(name: str) -> str:
-    """A recipe's name in sentences and tables."""
-    return name.replace("_", " + ")
 
 
 def keys(recipe: RecipeMeasures) -> str:

@@ -1,8 +1,5 @@
-"""Times: turns, medians and quartiles, and the number of threads."""
+"""Times: turns, medians and quartiles."""
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,13 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperattention_ref.bench import timing
-
-
-def test_the_default_number_of_threads_is_one_that_numba_gives():
-    ask = "from hyperattention_ref.bench.cases import BenchSettings; print(BenchSettings(against=()).threads)"
-    where = os.environ | {"NUMBA_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", ask], env=where, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "1\n", done.stderr
 
 
 def test_turns_are_taken_and_slow_calls_stop_at_three(monkeypatch):
@@ -47,16 +37,3 @@ def test_medians_and_quartiles_are_those_of_numpy(seconds):
     ends = (0, 1) if len(seconds) < 4 else (0.25, 0.75)
     assert times.quartiles == pytest.approx(np.quantile(seconds, ends))
     assert times.to_dict() == {"seconds": seconds, "median": times.median, "quartiles": list(times.quartiles)}
-
-
-def test_threads_are_limited_and_given_back():
-    import numba
-    from threadpoolctl import threadpool_info
-
-    def threads():
-        return numba.get_num_threads(), [library["num_threads"] for library in threadpool_info()]
-
-    before = threads()
-    with timing.limited_threads(1):
-        assert threads() == (1, [1] * len(before[1]))
-    assert threads() == before

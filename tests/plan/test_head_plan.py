@@ -250,6 +250,9 @@ def test_rule_9_a_row_is_the_merge_of_its_leaf_and_then_its_rectangles_in_stored
 
 @given(plans(shape=()))
 def test_number_of_logits_counts_pairs_of_views_and_draws_each_time(plan):
-    for r in plan.heads[0].rectangles:
+    (head,) = plan.heads
+    for r in head.rectangles:
         pairs = sum(int(view.toarray().sum()) for view in r.views)
         assert r.n_logits == pairs + r.n_q * (r.exact_keys.size + r.sampled_keys.size)
+    in_leaves = sum(int(np.tri(c - a).sum()) for a, c in head.leaves)
+    assert head.n_logits == in_leaves + sum(r.n_logits for r in head.rectangles)

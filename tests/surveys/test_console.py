@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import hyperattention_ref as hr
+from hyperattention_ref.pages.wording import label
 from hyperattention_ref.surveys.console import Column, fitted_table, heads_table
-from hyperattention_ref.surveys.report import SurveyReport, error_words, label
+from hyperattention_ref.surveys.report import SurveyReport, error_words
 
 CELLS = ["1.2·10⁵", "0.46 ± 0.02 ≤ 0.51", "–", "window + sinks suffice", "L0H1"]
 COLUMN = st.builds(

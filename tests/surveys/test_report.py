@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import hyperattention_ref as hr
+from hyperattention_ref.pages.wording import label
 from hyperattention_ref.surveys.report import (
     VERDICTS,
     SurveyReport,
@@ -13,7 +14,6 @@ from hyperattention_ref.surveys.report import (
     error_words,
     keys,
     kind,
-    label,
     limits,
     table,
 )

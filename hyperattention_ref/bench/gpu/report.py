@@ -10,9 +10,8 @@ from hyperattention_ref.bench.cases import EXACT, EXTERNAL, SDPA, WHOLE
 from hyperattention_ref.bench.device import Ceilings
 from hyperattention_ref.bench.gpu.cases import HALF, GpuCase, GpuSettings
 from hyperattention_ref.bench.gpu.results import ConformanceResult, GpuCaseResult, GpuContestantResult
-from hyperattention_ref.bench.report import seconds
 from hyperattention_ref.foundation.results import Result
-from hyperattention_ref.pages.wording import number
+from hyperattention_ref.pages.wording import number, seconds
 
 TARGETS = {False: 120, True: 12}
 """How many times faster than the best of SDPA a call should be in the case below, by whether it is causal."""

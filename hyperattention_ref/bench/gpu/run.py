@@ -12,7 +12,7 @@ from functools import partial
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-from hyperattention_ref.bench.cases import EXTERNAL, Contestant, Heads, available_cores
+from hyperattention_ref.bench.cases import EXTERNAL, Contestant, Heads
 from hyperattention_ref.bench.device import Call, Ceilings, measure_ceilings
 from hyperattention_ref.bench.gpu.cases import HALF, HALF_BACKENDS, SINGLE, GpuCase, GpuSettings, cases, obstacles
 from hyperattention_ref.bench.gpu.device import Gpu
@@ -25,6 +25,7 @@ from hyperattention_ref.foundation.registry import get_backend
 from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.pages.environment import environment
 from hyperattention_ref.pages.progress import Step
+from hyperattention_ref.pages.threads import available_cores
 
 PACKAGES = ("hyperattention-ref", "numpy", "numba", "numba-cuda", "torch")
 WORKERS = 8

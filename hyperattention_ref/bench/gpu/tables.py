@@ -9,10 +9,10 @@ from hyperattention_ref.bench.cases import EXACT, EXTERNAL, SDPA, WHOLE
 from hyperattention_ref.bench.gpu.cases import GpuCase
 from hyperattention_ref.bench.gpu.report import GpuReport, attention
 from hyperattention_ref.bench.gpu.results import GpuCaseResult, GpuContestantResult
-from hyperattention_ref.bench.grid import Grid
-from hyperattention_ref.bench.report import megabytes, middle_half, seconds
+from hyperattention_ref.bench.report import megabytes, middle_half
 from hyperattention_ref.pages.files import write_json, write_text
-from hyperattention_ref.pages.wording import number
+from hyperattention_ref.pages.grid import Grid
+from hyperattention_ref.pages.wording import number, seconds
 
 
 def overviews(report: GpuReport) -> Iterator[Grid]:
