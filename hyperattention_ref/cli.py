@@ -21,6 +21,7 @@ usage: hyperattention [-h] [--version] COMMAND [OPTIONS]
   verify         check the paper, statement by statement, and write a report
   measure        measure real attention maps, of a file or of a model
   capture        keep the queries, keys and values of a model
+  perplexity     replace a model's attention: its loss and its time
   bench          time HyperAttention on this machine
   bench-gpu      time the GPU backends on this machine's GPU
   backends       list the known backends and say of each whether it can run here
@@ -76,6 +77,7 @@ def app():
     from hyperattention_ref.backend_tools import command as backend_tools
     from hyperattention_ref.bench import command as bench
     from hyperattention_ref.bench.gpu import command as bench_gpu
+    from hyperattention_ref.perplexity import command as perplexity
     from hyperattention_ref.surveys import command as measure
     from hyperattention_ref.verify import command as verify
 
@@ -98,6 +100,7 @@ def app():
 
     verify.add_to(cli)
     measure.add_to(cli)
+    perplexity.add_to(cli)
     bench.add_to(cli)
     bench_gpu.add_to(cli)
     backend_tools.add_to(cli)

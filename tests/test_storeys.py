@@ -15,7 +15,7 @@ STOREYS = (
     {"backends"},
     {"attention", "measures", "synthetic", "maps"},
     {"proofs_checks", "pages", "models"},
-    {"verify", "surveys", "bench", "backend_tools"},
+    {"verify", "surveys", "perplexity", "bench", "backend_tools"},
     {"cli"},
     {"__main__"},
 )

@@ -123,6 +123,12 @@ class ResultsFolder:
         return part
 
 
+def file_stamps(folder) -> dict[str, list[int]]:
+    """Size and time of change of every file in a folder, since weights take long to read; nothing if it is none."""
+    parts = sorted(x for x in Path(folder).rglob("*") if x.is_file()) if Path(folder).is_dir() else []
+    return {str(x.relative_to(folder)): [(stat := x.stat()).st_size, stat.st_mtime_ns] for x in parts}
+
+
 def _digest(x) -> str:
     return hashlib.sha256(_canonical(x)).hexdigest()
 

@@ -13,6 +13,7 @@ from hyperattention_ref.foundation.named_file import named_file
 from hyperattention_ref.maps.map_file import MapFile
 from hyperattention_ref.maps.model_capture import capture_text
 from hyperattention_ref.pages.files import write_json
+from hyperattention_ref.pages.results_folder import file_stamps
 from hyperattention_ref.surveys.head_measures import HeadMeasures
 from hyperattention_ref.surveys.settings import SurveySettings
 from hyperattention_ref.surveys.survey import load_results
@@ -41,14 +42,10 @@ def captured(model: str, text: Path, keep: Path | None, *, n, layers, heads) -> 
 
 
 def asked_for(model: str, text: Path, settings: SurveySettings, *, layers, heads) -> dict:
-    """What decides the results of a survey of a model, for `finished` and `note_finished`.
-
-    Files of a model's folder count by size and time of change, since weights take long to read.
-    """
-    parts = sorted(x for x in Path(model).rglob("*") if x.is_file()) if Path(model).is_dir() else []
+    """What decides the results of a survey of a model, for `finished` and `note_finished`."""
     return {
         "model": model,
-        "files": {str(x.relative_to(model)): [(stat := x.stat()).st_size, stat.st_mtime_ns] for x in parts},
+        "files": file_stamps(model),
         "text": hashlib.sha256(text.read_bytes()).hexdigest(),
         "layers": layers,
         "heads": heads,
