@@ -25,7 +25,7 @@ test: .venv/test.installed
 	.venv/bin/pytest -n 2
 
 models: .venv-models/installed
-	.venv-models/bin/pytest tests/foundation/test_host_arrays.py tests/maps tests/models tests/surveys/test_captured.py tests/bench \
+	.venv-models/bin/pytest tests/foundation/test_host_arrays.py tests/maps tests/models tests/perplexity tests/surveys/test_captured.py tests/bench \
 	    tests/backends/cuda_cpp/test_torch_attention.py tests/backends/cuda_cpp/test_leaves.py
 
 cuda: .venv-cuda/installed

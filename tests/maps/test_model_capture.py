@@ -119,13 +119,14 @@ def test_the_shipped_token_ids_are_those_of_the_documented_text(transformers, mi
     assert np.array_equal(token_ids, load_sample_heads()[0].token_ids)
 
 
-def test_every_block_of_the_page_about_capturing_runs(minilm_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "least"), [("capturing.md", 4), ("in_a_model.md", 2)])
+def test_every_block_of_the_pages_about_models_runs(minilm_folder, name, least, tmp_path, monkeypatch):
     sybil = pytest.importorskip("sybil", reason="sybil is not installed (extra `test`), so no page can be run")
     from sybil.parsers.myst import PythonCodeBlockParser
 
-    page = Path(__file__).parents[2] / "docs" / "capturing.md"
+    page = Path(__file__).parents[2] / "docs" / name
     examples = list(sybil.Sybil(parsers=[PythonCodeBlockParser()]).parse(page).examples())
-    assert len(examples) == page.read_text(encoding="utf-8").count("python\n") >= 4
+    assert len(examples) == page.read_text(encoding="utf-8").count("python\n") >= least
     monkeypatch.chdir(tmp_path)
     for example in examples:
         example.evaluate()
