@@ -15,8 +15,8 @@ from ..tiny_models import STYLES, build, cache_name, text_inputs
 
 EXACT = hr.Recipe(views=("random",), block_size=10**6, sample_size=0)
 """All pairs of every rectangle are in one block."""
-CODER = hr.Recipe(block_size=4, sample_size=4, lsh_bits=3)
-"""The paper's, small enough to be wrong on short texts."""
+SMALL = hr.Recipe(block_size=4, sample_size=4, lsh_bits=3)
+"""The paper's, of so few keys that it is wrong on short texts."""
 CAUSAL = [style for style in STYLES if style not in ("Bert", "Roberta")]
 
 
@@ -100,7 +100,9 @@ def test_padded_texts_are_generated_from_as_by_the_model_itself(transformers, to
 def test_a_text_does_not_depend_on_its_batch(transformers, torch, side):
     model, lengths = build(transformers, "Llama"), (40, 23, 31)
     encoded = batch(torch, lengths, side)
-    with hr.replacing(model, recipe=CODER, min_seq_len=4):
+    # Rotary positions, by default those in the padded text, turn queries and keys, and so change their hashes.
+    encoded["position_ids"] = (encoded["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with hr.replacing(model, recipe=SMALL, min_seq_len=4):
         together = hidden(torch, model, encoded)
         for i, length in enumerate(lengths):
             valid = slice(40 - length, None) if side == "left" else slice(length)
@@ -112,14 +114,14 @@ def test_the_seed_decides_and_a_layer_draws_alone(transformers, torch):
     model, encoded = build(transformers, "Llama"), text_inputs(torch, 48)
 
     def run(**options):
-        with hr.replacing(model, recipe=CODER, min_seq_len=4, **options):
+        with hr.replacing(model, recipe=SMALL, min_seq_len=4, **options):
             return hidden(torch, model, encoded), hidden(torch, model, encoded)
 
     first, again = run(rng=3)
     assert torch.equal(first, again)
     assert torch.equal(run(rng=np.random.default_rng(3))[0], first)
     assert not torch.equal(run(rng=4)[0], first)
-    drawn = Replacement.by_recipe(CODER, 4, 3).attention
+    drawn = Replacement.by_recipe(SMALL, 4, 3).attention
     x = torch.randn(3, 4, 48, 6)
     options = {"is_causal": True, "scale": None}
     one, other = (drawn(*x, layer=layer, **options) for layer in (0, 1))
@@ -203,7 +205,7 @@ def test_the_model_is_restored_after_success_and_after_failure(transformers, tor
     model, encoded = build(transformers, "Llama"), text_inputs(torch)
     model.set_attn_implementation(before)
     expected = hidden(torch, model, encoded)
-    with hr.replacing(model, recipe=CODER, min_seq_len=4):
+    with hr.replacing(model, recipe=SMALL, min_seq_len=4):
         hidden(torch, model, encoded)
     assert model.config._attn_implementation == before
     with pytest.raises(ZeroDivisionError), hr.replacing(model):
