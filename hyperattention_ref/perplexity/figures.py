@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, Plot
-from hyperattention_ref.pages.wording import label
+from hyperattention_ref.pages.wording import label, number
 from hyperattention_ref.perplexity.methods import LEAVES, WINDOW
 from hyperattention_ref.perplexity.report import STRETCHES, PerplexityReport, Row
 
@@ -30,8 +31,10 @@ def draw_figures(report: PerplexityReport) -> Iterator[Plot]:
 
 def loss_against_layers(report: PerplexityReport) -> Plot:
     """Difference of the loss, with its standard error."""
-    figure, axes = _lines(report, lambda row: row.difference, lambda row: row.difference_error)
-    _difference_axis(axes.yaxis.axes.set_yscale)
+    figure = Figure(figsize=(10, 4.6))
+    axes = figure.subplots()
+    _difference_axis(axes.set_yscale, axes.yaxis)
+    _lines(axes, report, lambda row: row.difference, lambda row: row.difference_error)
     axes.set_ylabel("Δ loss, nats per token")
     return Plot(
         "loss_against_layers",
@@ -44,7 +47,9 @@ def loss_against_layers(report: PerplexityReport) -> Plot:
 
 def time_against_layers(report: PerplexityReport) -> Plot:
     """Seconds of the prefill."""
-    figure, axes = _lines(report, lambda row: row.seconds)
+    figure = Figure(figsize=(10, 4.6))
+    axes = figure.subplots()
+    _lines(axes, report, lambda row: row.seconds)
     axes.set(ylabel="seconds of the prefill", ylim=(0, None))
     return Plot(
         "time_against_layers",
@@ -60,10 +65,10 @@ def loss_by_position(report: PerplexityReport) -> Plot:
     count, s = report.counts[-1], report.settings
     figure = Figure(figsize=(10, 4.6))
     axes = figure.subplots()
+    _difference_axis(axes.set_yscale, axes.yaxis)
     ends = s.n - report.scored + np.arange(STRETCHES + 1) * report.scored / STRETCHES
     for row in report.at(count):
         axes.plot((ends[:-1] + ends[1:]) / 2, row.by_position, label=label(row.method), **_style(report, row.method))
-    _difference_axis(axes.set_yscale)
     axes.set(xlabel="position of the token", ylabel="Δ loss, nats per token")
     _legend(axes)
     return Plot(
@@ -78,12 +83,12 @@ def time_against_loss(report: PerplexityReport) -> Plot:
     """All replaced prefills as points."""
     figure = Figure(figsize=(10, 4.6))
     axes = figure.subplots()
+    _difference_axis(axes.set_xscale, axes.xaxis)
     for row in report.rows[1:]:
         style = _style(report, row.method) | {"linestyle": "", "markersize": 5 + 5 * row.layers / report.n_layers}
         name = label(row.method) if row.layers == report.counts[-1] else None
         axes.plot(row.difference, row.seconds, label=name, **style)
     axes.axhline(report.rows[0].seconds, color=BLACK, linewidth=1, label="exact")
-    _difference_axis(axes.set_xscale)
     axes.set(xlabel="Δ loss, nats per token", ylabel="seconds of the prefill", ylim=(0, None))
     _legend(axes)
     return Plot(
@@ -94,10 +99,8 @@ def time_against_loss(report: PerplexityReport) -> Plot:
     )
 
 
-def _lines(report: PerplexityReport, value: Callable, error: Callable | None = None) -> tuple[Figure, Axes]:
+def _lines(axes: Axes, report: PerplexityReport, value: Callable, error: Callable | None = None) -> None:
     """A line for each method over the numbers of replaced layers, from exact attention at 0."""
-    figure = Figure(figsize=(10, 4.6))
-    axes = figure.subplots()
     for first in report.at(report.counts[0]):
         rows: list[Row] = [report.rows[0], *(x for x in report.rows if x.method == first.method)]
         layers, y = [row.layers for row in rows], [value(row) for row in rows]
@@ -106,20 +109,22 @@ def _lines(report: PerplexityReport, value: Callable, error: Callable | None = N
     axes.set_xticks([0, *report.counts])
     axes.set_xlabel("replaced layers, counted from the last")
     _legend(axes)
-    return figure, axes
 
 
 def _style(report: PerplexityReport, method: str) -> dict:
     """Grey for the baselines; a colour and a marker for each recipe."""
     if method in (LEAVES, WINDOW):
-        return {"color": GREY, "linestyle": ":" if method == LEAVES else "--", "marker": "x", "markersize": 6}
+        linestyle, marker = (":", "x") if method == LEAVES else ("--", "+")
+        return {"color": GREY, "linestyle": linestyle, "marker": marker, "markersize": 6}
     place = report.settings.recipes.index(method)
     marker = MARKERS[place // len(COLOURS) % len(MARKERS)]
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": "-", "marker": marker, "markersize": 5}
 
 
-def _difference_axis(set_scale: Callable) -> None:
+def _difference_axis(set_scale: Callable, axis: Axis) -> None:
+    """To be called before anything is drawn, so that the limits fit the scale."""
     set_scale("symlog", linthresh=LINEAR)
+    axis.set_major_formatter(lambda x, _: number(x))
 
 
 def _legend(axes: Axes) -> None:

@@ -146,6 +146,16 @@ def test_chosen_layers_are_replaced_and_no_others(transformers, torch):
         assert report.exact == ({Outcome.NOT_CHOSEN: 4 - len(chosen)} if len(chosen) < 4 else {})
 
 
+def test_a_trained_encoder_gives_its_own_outputs(transformers, torch, minilm_folder):
+    model = transformers.AutoModel.from_pretrained(minilm_folder).eval()
+    ids = torch.from_numpy(hr.load_sample_heads()[0].token_ids.astype(np.int64))
+    encoded = {"input_ids": torch.stack([ids, ids.flip(0)]), "attention_mask": torch.ones(2, 512, dtype=torch.long)}
+    encoded["attention_mask"][1, 300:] = 0
+    difference, report = differences(torch, model, encoded, layers="last:4", min_seq_len=128)
+    assert difference < 1e-4
+    assert (report.replaced, report.exact) == (4, {Outcome.NOT_CHOSEN: 2})
+
+
 # What stays exact
 
 

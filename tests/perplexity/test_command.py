@@ -146,6 +146,14 @@ def test_beyond_the_context_is_allowed_if_asked_for(invoke, model_folder, text_f
     assert [row["method"] for row in rows(tmp_path / "out")] == ["exact"]
 
 
+def test_a_model_that_has_no_more_positions_is_refused(transformers, model_folder, text_file, tmp_path):
+    from ..tiny_models import build
+
+    build(transformers, "GPT2", "LMHeadModel").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the model cannot run on 65 tokens .*; take fewer"):
+        LanguageModel(tmp_path, np.arange(8)).prefill(np.arange(65) % 50)
+
+
 def test_a_model_that_changes_its_logits_is_refused(transformers, model_folder, text_file, tmp_path):
     from ..tiny_models import build
 
