@@ -9,11 +9,15 @@ import numpy as np
 
 from hyperattention_ref.foundation.named_file import utf8_text
 from hyperattention_ref.maps.attention_interface import libraries, loading
+from hyperattention_ref.models.replacement import Replacement
+from hyperattention_ref.models.scaled_dot_product import scaled_dot_hyper_attention
 from hyperattention_ref.perplexity.settings import PerplexitySettings
 from hyperattention_ref.perplexity.texts import Text, made_text
 
 MOST_LOGITS = 2**25
 """Of the output layer at a time: 128 MB."""
+FEW = 8
+"""Tokens that try a model."""
 
 
 def read_text(model_name_or_path: str, path: Path, settings: PerplexitySettings) -> Text:
@@ -40,16 +44,17 @@ def read_text(model_name_or_path: str, path: Path, settings: PerplexitySettings)
 
 
 class LanguageModel:
-    """A model in float32 on the CPU, in evaluation mode.
+    """A model in float32 on the CPU, in evaluation mode, that can be compared.
 
     Parameters
     ----------
     model_name_or_path : of `AutoModelForCausalLM.from_pretrained`.
-    ids : (n,) token ids of some text, to check that the model's logits are those of its output layer.
+    ids : (n,) token ids of some text; the first few try the model.
 
     Raises
     ------
-    ValueError : no causal language model can be loaded, or it changes the logits after its output layer.
+    ValueError : no causal language model can be loaded, its attention cannot be replaced, or it changes the logits
+        after its output layer.
     """
 
     def __init__(self, model_name_or_path: str, ids: np.ndarray) -> None:
@@ -58,8 +63,9 @@ class LanguageModel:
             self.model = transformers.AutoModelForCausalLM.from_pretrained(
                 model_name_or_path, dtype=self._torch.float32
             ).eval()
-        few = self._tensor(ids[:8])
-        with self._torch.no_grad():
+        few = self._tensor(ids[:FEW])
+        nothing = Replacement(scaled_dot_hyper_attention, FEW)
+        with self._torch.no_grad(), nothing.within(self.model):  # refuses what could not be replaced in a longer text
             own = self.model(input_ids=few, use_cache=False).logits
             head = self.model.get_output_embeddings()(self._hidden(few))
         if not self._torch.allclose(own[..., : head.shape[-1]], head, rtol=1e-4, atol=1e-3):

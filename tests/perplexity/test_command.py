@@ -4,6 +4,7 @@ torch and transformers belong to no default install; where they are missing most
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -154,12 +155,25 @@ def test_a_model_that_has_no_more_positions_is_refused(transformers, model_folde
         LanguageModel(tmp_path, np.arange(8)).prefill(np.arange(65) % 50)
 
 
-def test_a_model_that_changes_its_logits_is_refused(transformers, model_folder, text_file, tmp_path):
+@pytest.mark.parametrize(
+    ("style", "changes", "words"),
+    [
+        ("Cohere", {"logit_scale": 0.1}, "CohereForCausalLM changes the logits after its output layer"),
+        ("Gemma2", {"final_logit_softcapping": None}, "Gemma2Attention has soft-capping of its logits"),
+        ("Bloom", {}, "BloomForCausalLM does not go through transformers' AttentionInterface"),
+    ],
+)
+def test_a_model_that_cannot_be_compared_is_refused(
+    invoke, transformers, model_folder, text_file, tmp_path, style, changes, words
+):
     from ..tiny_models import build
 
-    build(transformers, "Cohere", "ForCausalLM", logit_scale=0.1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="CohereForCausalLM changes the logits after its output layer"):
-        LanguageModel(tmp_path, np.arange(8))
+    build(transformers, style, "ForCausalLM", **changes).save_pretrained(tmp_path / "model")
+    for path in model_folder.glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "model")
+    few = ("--n", 64, "--min-seq-len", 16, "--budget", 8)
+    result = invoke("perplexity", tmp_path / "model", text_file, *few, "--out", tmp_path / "out")
+    refused(result, tmp_path / "out", words)
 
 
 def test_what_is_no_model_or_no_text_is_refused(invoke, transformers, model_folder, text_file, tmp_path):
