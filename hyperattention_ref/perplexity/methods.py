@@ -18,8 +18,7 @@ from hyperattention_ref.models.replacement import Replacement
 from hyperattention_ref.perplexity.settings import PerplexitySettings
 from hyperattention_ref.plan.head_plan import Rectangle
 from hyperattention_ref.plan.plan import Plan
-from hyperattention_ref.plan.planner import make_plan
-from hyperattention_ref.plan.recipe import Recipe, preset
+from hyperattention_ref.plan.recipe import preset
 
 EXACT, LEAVES, WINDOW = "exact", "leaves only", "sliding window + sinks"
 """The baselines."""
@@ -46,7 +45,7 @@ def methods(settings: PerplexitySettings) -> dict[str, Method]:
     """All but exact attention, by name: leaves only, the sliding window, then the recipes."""
     n, least = settings.n, settings.min_seq_len
     recipes = {name: preset(name, settings.budget) for name in settings.recipes}
-    costs = {name: logits_per_query(recipe, n, least) for name, recipe in recipes.items()}
+    costs = {name: recipe.logits_per_query(n, n, is_causal=True, min_seq_len=least) for name, recipe in recipes.items()}
     width = window_width(n, max(costs.values()))
     baselines = {
         LEAVES: Method(leaves_plan(n, least, 1).heads[0].n_logits / n, partial(leaves_only, min_seq_len=least)),
@@ -56,14 +55,6 @@ def methods(settings: PerplexitySettings) -> dict[str, Method]:
         name: Method(costs[name], Replacement.by_recipe(recipe, least, settings.seed).attention)
         for name, recipe in recipes.items()
     }
-
-
-def logits_per_query(recipe: Recipe, n: int, min_seq_len: int) -> float:
-    """Mean logits of a query of a causal text: leaves, rectangles and pilots, from the plan of a random head."""
-    q, k = np.random.default_rng(0).standard_normal((2, n, 4))
-    (head,) = make_plan(q, k, is_causal=True, recipe=recipe, min_seq_len=min_seq_len, rng=0).heads
-    pilots = sum(min(recipe.pilot_rows, r.n_q) * r.n_k for r in head.rectangles) if recipe.needs_pilot else 0
-    return (head.n_logits + pilots) / n
 
 
 @lru_cache(maxsize=1)

@@ -223,12 +223,6 @@ class HeadPlan:
             return np.zeros((len(queries), len(keys)), dtype=bool)
         return self.lists.pairs(np.asarray(queries) + rectangle.query_start, np.asarray(keys) + rectangle.key_start)
 
-    @property
-    def n_logits(self) -> int:
-        """Number of logits that a backend evaluates: those of leaves and rectangles."""
-        in_leaves = sum((c - a) * (c - a + 1) // 2 for a, c in self.leaves)
-        return in_leaves + sum(rectangle.n_logits for rectangle in self.rectangles)
-
     def rows(self, queries) -> np.ndarray:
         """For these queries the pairs that are computed exactly, (len(queries), n_k) boolean; leaves are exact."""
         queries = np.asarray(queries)

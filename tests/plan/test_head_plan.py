@@ -255,4 +255,5 @@ def test_number_of_logits_counts_pairs_of_views_and_draws_each_time(plan):
         pairs = sum(int(view.toarray().sum()) for view in r.views)
         assert r.n_logits == pairs + r.n_q * (r.exact_keys.size + r.sampled_keys.size)
     in_leaves = sum(int(np.tri(c - a).sum()) for a, c in head.leaves)
-    assert head.n_logits == in_leaves + sum(r.n_logits for r in head.rectangles)
+    listed = int(head.lists.toarray().sum()) if head.lists else 0
+    assert head.n_logits == in_leaves + listed + sum(r.n_logits for r in head.rectangles)
