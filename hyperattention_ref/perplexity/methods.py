@@ -45,7 +45,7 @@ def methods(settings: PerplexitySettings) -> dict[str, Method]:
     """All but exact attention, by name: leaves only, the sliding window, then the recipes."""
     n, least = settings.n, settings.min_seq_len
     recipes = {name: preset(name, settings.budget) for name in settings.recipes}
-    costs = {name: recipe.logits_per_query(n, n, is_causal=True, min_seq_len=least) for name, recipe in recipes.items()}
+    costs = {name: x.logits_per_query(n, n, is_causal=True, min_seq_len=least) for name, x in recipes.items()}
     width = window_width(n, max(costs.values()))
     baselines = {
         LEAVES: Method(leaves_plan(n, least, 1).heads[0].n_logits / n, partial(leaves_only, min_seq_len=least)),

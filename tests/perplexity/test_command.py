@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hyperattention_ref.perplexity.language_model import LanguageModel, read_text
+from hyperattention_ref.perplexity.methods import WINDOW
 from hyperattention_ref.perplexity.settings import PerplexitySettings
 
 FEW = ("--n", 128, "--min-seq-len", 16, "--budget", 8, "--recipes", "paper,local_heavy", "--layers", "1,2")
@@ -67,7 +68,8 @@ def test_a_recipe_of_all_pairs_costs_nothing_and_others_do(invoke, model_folder,
     by_name = {row["method"]: row for row in rows(tmp_path / "out")}
     assert abs(by_name["window_sinks"]["difference"]) < 1e-4
     assert max(map(abs, by_name["window_sinks"]["by_position"])) < 1e-3
-    assert all(max(map(abs, row["by_position"])) > 1e-3 for row in rows(compared[1])[1:])
+    few = [row for row in rows(compared[1])[1:] if row["method"] != WINDOW]  # which has the keys of a costly pilot
+    assert all(max(map(abs, row["by_position"])) > 1e-3 for row in few)
 
 
 def test_losses_of_a_piece_do_not_depend_on_how_they_are_cut(model_folder, text_file, monkeypatch):
