@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 from hyperattention_ref.foundation import inputs
@@ -182,16 +183,26 @@ class _Preset(NamedTuple):
 
 
 class _Paged(NamedTuple):
-    """A recipe of whole pages up to its budget: a page of first keys, the window, and the share of picked pages."""
+    """A recipe of whole pages up to its budget: a page of first keys or none, and shares of window and picked pages.
 
-    picked_quarters: int = 3
+    Landmarks take the rest, if the shares leave any.
+    """
+
+    first_pages: int
+    window: Fraction
+    picked: Fraction
 
     def recipe(self, budget: int) -> Recipe:
         size = min(PAGE_SIZE, budget)
         pages = budget // size
-        picked, first = pages * self.picked_quarters // 4, int(pages > 1)
-        window = (pages - picked - first) * size
-        return Recipe(views=(), sample_size=0, page_size=size, first_keys=first * size, window=window, pages=picked)
+        picked, first = int(pages * self.picked), min(self.first_pages, pages - 1)
+        if self.window + self.picked == 1:
+            window, landmarks = pages - picked - first, 0
+        else:
+            window = int(pages * self.window)
+            landmarks = budget - (first + window + picked) * size
+        sizes = {"first_keys": first * size, "window": window * size, "pages": picked, "page_size": size}
+        return Recipe(views=(), sample_size=0, landmarks=landmarks, **sizes)
 
 
 RECIPES: dict[str, _Preset | _Paged] = {
@@ -204,8 +215,9 @@ RECIPES: dict[str, _Preset | _Paged] = {
     "window_sinks": _Preset("local", 0, 0, most_first_keys=4),
     "local_heavy": _Preset("local", 2, 0),
     "local_heavy_importance": _Preset("local", 1, 2, sampling="importance"),
-    "pages": _Paged(),
+    "pages": _Paged(1, Fraction(1, 4), Fraction(3, 4)),
     "landmarks": _Preset("local", 0, 0, landmark_quarters=3),
+    "far_field": _Paged(0, Fraction(1, 3), Fraction(1, 3)),
 }
 """The named recipes; `preset` makes them for a budget."""
 
@@ -230,7 +242,9 @@ def preset(name: str, budget: int = DEFAULT_BUDGET) -> Recipe:
         - "local_heavy_importance": a quarter, a quarter, and half for importance samples;
         - "pages": three quarters for far pages that each block picks, a page of first keys, the rest for the window.
         - "landmarks": a quarter for local blocks, the rest for landmarks. Their pilots cost as many logits as
-          landmarks n_k / n_q further keys per query.
+          landmarks n_k / n_q further keys per query;
+        - "far_field": a third for the window, a third for picked pages, the rest for landmarks: the least error on
+          real heads, of encoders above all. In a decoder "pages" costs less loss, and less time.
     budget : keys per query, at least 1. What does not divide goes to the blocks, or to the samples where there are
         none; a part of size 0 is left out.
 

@@ -59,7 +59,7 @@ def test_paper_is_the_default_by_every_way_of_saying_it():
 @given(name=st.sampled_from(list(RECIPES)), budget=st.integers(1, 600))
 def test_a_preset_spends_its_budget_exactly(name, budget):
     recipe = preset(name, budget)
-    page = recipe.page_size if recipe.has_lists else 1
+    page = recipe.page_size if recipe.has_lists and not recipe.landmarks else 1
     assert recipe.keys_per_query == budget // page * page > 0
 
 
@@ -97,6 +97,9 @@ def test_presets_of_pages_split_as_named():
     r = preset("pages", 100)
     assert (r.page_size, r.first_keys, r.window, r.pages, r.sample_size, r.views) == (8, 8, 16, 9, 0, ())
     assert (preset("pages", 5).page_size, preset("pages", 5).window) == (5, 5)
+    r = preset("far_field", 100)
+    assert (r.page_size, r.first_keys, r.window, r.pages, r.landmarks) == (8, 0, 32, 4, 36)
+    assert (preset("far_field", 8).landmarks, preset("far_field", 8).has_lists) == (8, False)
 
 
 SHAPES = [  # n_q, n_k, leading shapes of query and of key, causal
