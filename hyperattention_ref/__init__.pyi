@@ -32,6 +32,7 @@ from .plan.plan import Plan
 from .plan.planner import make_plan
 from .plan.recipe import RECIPES, Recipe, preset
 from .plan.tiling import causal_tiling
+from .surveys.advice import advise
 from .surveys.head import measure_head
 from .surveys.settings import SurveySettings
 from .surveys.survey import survey
@@ -58,6 +59,7 @@ __all__ = [
     "SpectralError",
     "SurveySettings",
     "__version__",
+    "advise",
     "approx_d",
     "attention_probabilities",
     "available_backends",

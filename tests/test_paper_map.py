@@ -25,7 +25,7 @@ RECIPES = {"BlockLists", "Recipe", "RECIPES", "preset", "captured_mass", "oracle
 ESTIMATES = {"certify", "projected_error", "estimate_hardness", "best_key_shift"}
 MAPS = {"AttentionMap", "MapFile", "MapWriter", "LayerMaps", "capture", "capturing", "capture_text"}
 MODELS = {"replacing", "register_attention", "ReplacementReport", "scaled_dot_hyper_attention"}
-SURVEYS = {"survey", "measure_head", "SurveySettings"}
+SURVEYS = {"advise", "survey", "measure_head", "SurveySettings"}
 NOT_IN_THE_PAPER = RESULTS | BACKENDS | RECIPES | ESTIMATES | MAPS | MODELS | SURVEYS
 
 
