@@ -314,11 +314,29 @@ def _far_attention(far, q, k, v, rectangle, lists, mask, scale):
             sums=state.out,
         )
     if lists.pages.size:
-        first, stop = lists.first_query // lists.block_size, -(-(lists.first_query + n_q) // lists.block_size)
-        blocks = [(first + a, first + b) for a, b in pieces(stop - first, multiple=1)]
-        arrays = {"shares": far.shares(k), "values": far.values(v), "is_exact": mask.is_exact}
-        run(_kernels().take_out_listed, blocks, **arrays, lists=lists, sums=state.out)
+        _take_out_listed(far, k, v, mask.is_exact, lists, state.out)
     return far.finish(state.out[:, :width], state.top * work.type(LN_2))
+
+
+def _take_out_listed(far, k, v, is_exact, lists, sums):
+    """Take the listed pairs of a rectangle out of its far sums, but for those of exact keys."""
+    first, stop = lists.first_query // lists.block_size, -(-(lists.first_query + len(sums)) // lists.block_size)
+    first_page, before = divmod(lists.first_key, lists.page_size)  # the rectangle may begin within a page
+    shares, values = far.shares(k), far.values(v)
+    shares, values = (np.vstack([np.zeros((before, x.shape[1]), x.dtype), x]) for x in (shares, values))
+    share_pages = np.zeros((-(-len(shares) // lists.page_size), shares.shape[1], lists.page_size), k.dtype)
+    transposing = pieces(len(share_pages), multiple=1)
+    run(_kernels().transpose_pages, transposing, k=shares, page_size=lists.page_size, out=share_pages)
+    run(
+        _kernels().take_out_listed,
+        [(first + a, first + b) for a, b in pieces(stop - first, multiple=1)],
+        share_pages=share_pages,
+        values=values,
+        is_taken=np.concatenate([np.zeros(before, bool), ~is_exact]),
+        lists=lists,
+        first_page=first_page,
+        sums=sums,
+    )
 
 
 def _padded(far):

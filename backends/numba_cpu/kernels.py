@@ -845,11 +845,14 @@ def _gather_values(v, keys, values):
 
 
 @compiled
-def _gather_lanes(tile, chunk, key_pages, n_keys, lists, place, stop, first):
-    """Fill the lanes with keys of the pages from `place` on, of which `first` keys are done; (keys, place, first)."""
+def _gather_lanes(tile, chunk, key_pages, n_keys, lists, first_page, place, stop, first):
+    """Fill the lanes with keys of the pages from `place` on, of which `first` keys are done; (keys, place, first).
+
+    Pages are counted from first_page.
+    """
     n, keys = 0, tile.keys[chunk]
     while place < stop and n < LANES:
-        page = lists.pages[place]
+        page = lists.pages[place] - first_page
         left = min(lists.page_size, n_keys - page * lists.page_size) - first
         taken = min(left, LANES - n)
         _copy_lanes(tile.columns, n, key_pages, page, first, taken)
@@ -962,7 +965,7 @@ def listed_rows(first_block, stop_block, q, key_pages, v, factor, lists, is_fina
             while place < stop:
                 n_chunks = n = 0
                 while place < stop and n_chunks < LIST_CHUNKS:
-                    n, place, first = _gather_lanes(tile, n_chunks, key_pages, v.shape[0], lists, place, stop, first)
+                    n, place, first = _gather_lanes(tile, n_chunks, key_pages, v.shape[0], lists, 0, place, stop, first)
                     logits = tile.logits[n_chunks]
                     multiply(tile.queries, d, 1, n_rows, tile.columns, padded(n), logits, d, False, tile.ones)
                     _hide_lanes(tile, n_chunks, first_row, n_rows, n, lists.is_causal)
@@ -1248,31 +1251,41 @@ def take_out(tile, shares, key_values, rows, key_indices, view, is_mixed, mask, 
             target[e] -= tile.sums[e, lane]
 
 
-@vectorised
-def _take_out_pair(sums, shares, values, r, d_v):
-    weight = shares.dtype.type(0)
-    for c in range(r):
-        weight += sums[d_v + c] * shares[c]
-    for e in range(d_v):
-        sums[e] -= weight * values[e]
-
-
 @kernel
-def take_out_listed(first_block, stop_block, shares, values, is_exact, lists, sums):
-    """As `take_out_rows`, for the listed pairs of some blocks in a rectangle, less its exact keys.
+def take_out_listed(first_block, stop_block, share_pages, values, is_taken, lists, first_page, sums):
+    """As `take_out_rows`, for the listed pairs of some blocks in a rectangle, with the shares of keys as lanes.
 
-    `shares` (n_k, r) are those of the pilots; blocks are numbered as in the lists.
+    `share_pages` are the shares (., r) from `transpose_pages`, from page `first_page` of the lists on; `values` and
+    `is_taken`, whether the pairs of a key are to be taken out, have the same rows.
     """
-    r, d_v, n_k = shares.shape[1], values.shape[1], shares.shape[0]
+    r, d_v, n_keys = share_pages.shape[1], values.shape[1], values.shape[0]
+    tile = new_list_tile(r, d_v, values)
+    keys, weights, width = tile.keys[0], tile.logits[0], tile.values.shape[1]
     for block in range(first_block, stop_block):
-        row = max(block * lists.block_size - lists.first_query, 0)
+        pages = lists.pages[lists.offsets[block] : lists.offsets[block + 1]]
+        begin = lists.offsets[block] + np.searchsorted(pages, first_page)
+        stop = lists.offsets[block] + np.searchsorted(pages, first_page + share_pages.shape[0])
         stop_row = min((block + 1) * lists.block_size - lists.first_query, sums.shape[0])
-        for place in range(lists.offsets[block], lists.offsets[block + 1]):
-            key = lists.pages[place] * lists.page_size - lists.first_key
-            for j in range(max(key, 0), min(key + lists.page_size, n_k)):
-                if not is_exact[j]:
-                    for i in range(row, stop_row):
-                        _take_out_pair(sums[i], shares[j], values[j], r, d_v)
+        for row in range(max(block * lists.block_size - lists.first_query, 0), stop_row, LIST_ROWS):
+            n_rows = min(LIST_ROWS, stop_row - row)
+            for i in range(n_rows):
+                source, target = sums[row + i], tile.queries[i]
+                for c in range(r):
+                    target[c] = source[d_v + c]
+            place, first = begin, 0
+            tile.sums[:] = 0
+            while place < stop:
+                n, place, first = _gather_lanes(tile, 0, share_pages, n_keys, lists, first_page, place, stop, first)
+                multiply(tile.queries, r, 1, n_rows, tile.columns, padded(n), weights, r, False, tile.ones)
+                for lane in range(n):
+                    if not is_taken[keys[lane]]:
+                        weights[:n_rows, lane] = 0
+                _gather_values(values, keys[:n], tile.values)
+                multiply(weights, LANES, 1, n_rows, tile.values, width, tile.sums, n, True, tile.ones)
+            for i in range(n_rows):
+                source, target = tile.sums[i], sums[row + i]
+                for e in range(d_v):
+                    target[e] -= source[e]
 
 
 @kernel
