@@ -215,7 +215,7 @@ RECIPES: dict[str, _Preset | _Paged] = {
     "window_sinks": _Preset("local", 0, 0, most_first_keys=4),
     "local_heavy": _Preset("local", 2, 0),
     "local_heavy_importance": _Preset("local", 1, 2, sampling="importance"),
-    "pages": _Paged(1, Fraction(1, 4), Fraction(3, 4)),
+    "pages": _Paged(1, Fraction(1, 6), Fraction(5, 6)),
     "landmarks": _Preset("local", 0, 0, landmark_quarters=3),
     "far_field": _Paged(0, Fraction(1, 3), Fraction(1, 3)),
 }
@@ -240,7 +240,7 @@ def preset(name: str, budget: int = DEFAULT_BUDGET) -> Recipe:
           samples: biased whatever the budget;
         - "local_heavy": half for local blocks, half for heavy columns, no samples: biased likewise;
         - "local_heavy_importance": a quarter, a quarter, and half for importance samples;
-        - "pages": three quarters for far pages that each block picks, a page of first keys, the rest for the window.
+        - "pages": five sixths for far pages that each block picks, a page of first keys, the rest for the window;
         - "landmarks": a quarter for local blocks, the rest for landmarks. Their pilots cost as many logits as
           landmarks n_k / n_q further keys per query;
         - "far_field": a third for the window, a third for picked pages, the rest for landmarks: the least error on

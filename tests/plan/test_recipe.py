@@ -95,7 +95,7 @@ def test_presets_at_64_keys_split_as_named():
 
 def test_presets_of_pages_split_as_named():
     r = preset("pages", 100)
-    assert (r.page_size, r.first_keys, r.window, r.pages, r.sample_size, r.views) == (8, 8, 16, 9, 0, ())
+    assert (r.page_size, r.first_keys, r.window, r.pages, r.sample_size, r.views) == (8, 8, 8, 10, 0, ())
     assert (preset("pages", 5).page_size, preset("pages", 5).window) == (5, 5)
     r = preset("far_field", 100)
     assert (r.page_size, r.first_keys, r.window, r.pages, r.landmarks) == (8, 0, 32, 4, 36)
