@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hyperattention_ref.pages.plot_style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, Plot
 from hyperattention_ref.pages.wording import label, number
-from hyperattention_ref.perplexity.methods import LEAVES, WINDOW
+from hyperattention_ref.perplexity.methods import LEAVES
 from hyperattention_ref.perplexity.report import STRETCHES, PerplexityReport, Row
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, SKY)
@@ -113,7 +113,7 @@ def _lines(axes: Axes, report: PerplexityReport, value: Callable, error: Callabl
 
 def _style(report: PerplexityReport, method: str) -> dict:
     """Grey for the baselines; a colour and a marker for each recipe."""
-    if method in (LEAVES, WINDOW):
+    if method not in report.settings.recipes:
         linestyle, marker = (":", "x") if method == LEAVES else ("--", "+")
         return {"color": GREY, "linestyle": linestyle, "marker": marker, "markersize": 6}
     place = report.settings.recipes.index(method)

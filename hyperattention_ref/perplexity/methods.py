@@ -1,13 +1,14 @@
 """Ways of attending that are compared: every recipe, and the baselines that cost nothing to think of.
 
 Exact attention is the model's own. "Leaves only" drops what a recipe approximates, the rectangles of the causal
-recursion. A sliding window with the first keys looks at no query, and gets as many keys as the costliest recipe.
+recursion. A sliding window with the first keys looks at no query, and has as many keys as a recipe; where recipes
+differ in their cost, there are several.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -21,9 +22,11 @@ from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.recipe import preset
 
 EXACT, LEAVES, WINDOW = "exact", "leaves only", "sliding window + sinks"
-"""The baselines."""
+"""The baselines; behind the last one's name stands its number of keys."""
 SINKS = 4
 """First keys of the sliding window, as in the recipe "window_sinks"."""
+LARGER = 1.25
+"""Times the cost of a recipe that the window beside it may have, so that a few windows do for all recipes."""
 ROWS = 256
 """Queries of the sliding window at a time."""
 
@@ -42,15 +45,16 @@ class Method(NamedTuple):
 
 
 def methods(settings: PerplexitySettings) -> dict[str, Method]:
-    """All but exact attention, by name: leaves only, the sliding window, then the recipes."""
+    """All but exact attention, by name: leaves only, sliding windows, then the recipes."""
     n, least = settings.n, settings.min_seq_len
     recipes = {name: preset(name, settings.budget) for name in settings.recipes}
     costs = {name: x.logits_per_query(n, n, is_causal=True, min_seq_len=least) for name, x in recipes.items()}
-    width = window_width(n, max(costs.values()))
     baselines = {
-        LEAVES: Method(leaves_plan(n, least, 1).heads[0].n_logits / n, partial(leaves_only, min_seq_len=least)),
-        WINDOW: Method(window_keys(n, width), partial(sliding_window, width=width)),
+        LEAVES: Method(leaves_plan(n, least, 1).heads[0].n_logits / n, partial(leaves_only, min_seq_len=least))
     }
+    for keys in window_sizes(costs.values()):
+        width = window_width(n, keys)
+        baselines[f"{WINDOW}, {keys:.0f}"] = Method(window_keys(n, width), partial(sliding_window, width=width))
     return baselines | {
         name: Method(costs[name], Replacement.by_recipe(recipe, least, settings.seed).attention)
         for name, recipe in recipes.items()
@@ -87,6 +91,15 @@ def sliding_window(query, key, value, *, is_causal, scale, layer, width: int):
             query[None, :, a:c], key[None, :, keys], value[None, :, keys], attn_mask=seen, scale=scale, enable_gqa=True
         )[0]
     return out
+
+
+def window_sizes(costs: Iterable[float]) -> list[float]:
+    """The fewest of some costs such that each cost has one at least as large, and at most `LARGER` times, beside it."""
+    sizes: list[float] = []
+    for cost in sorted(costs, reverse=True):
+        if not sizes or cost * LARGER < sizes[-1]:
+            sizes.append(cost)
+    return sizes
 
 
 def window_keys(n: int, width: int) -> float:

@@ -122,7 +122,13 @@ class PerplexityReport(Result):
 
     def recipes_at(self, count: int) -> list[Row]:
         """The rows of so many replaced layers that are no baselines."""
-        return [row for row in self.at(count) if row.method not in (LEAVES, WINDOW)]
+        return [row for row in self.at(count) if row.method in self.settings.recipes]
+
+    def window_beside(self, recipe: Row) -> Row:
+        """The smallest sliding window of at least as many keys as a recipe has logits, or that of all keys."""
+        windows = [row for row in self.at(recipe.layers) if row.method.startswith(WINDOW)]
+        enough = [row for row in windows if row.logits_per_query >= recipe.logits_per_query]
+        return min(enough or windows[:1], key=lambda row: row.logits_per_query)
 
     @property
     def summary(self) -> str:
@@ -189,12 +195,14 @@ def _findings(report: PerplexityReport, count: int) -> Iterator[str]:
     rows = {row.method: row for row in report.at(count)}
     recipes = report.recipes_at(count)
     best, fastest = min(recipes, key=lambda row: row.difference), max(recipes, key=lambda row: row.speed_up)
-    where = f"Last {count} of {report.n_layers} layers"
+    where, window = f"Last {count} of {report.n_layers} layers", report.window_beside(best)
     yield (
         f"{where}: {label(best.method)} costs least, {change(best)} nats at {number(best.logits_per_query)} logits per "
-        f"query; {WINDOW} {change(rows[WINDOW])} at {number(rows[WINDOW].logits_per_query)}, {LEAVES} "
-        f"{change(rows[LEAVES])} at {number(rows[LEAVES].logits_per_query)}."
+        f"query; {WINDOW} {change(window)} at {number(window.logits_per_query)}, {LEAVES} {change(rows[LEAVES])} at "
+        f"{number(rows[LEAVES].logits_per_query)}."
     )
+    if better := [label(row.method) for row in recipes if row.difference < report.window_beside(row).difference]:
+        yield f"{where}: better than a sliding window of as many keys: {', '.join(better)}."
     worse = [label(row.method) for row in recipes if row.difference > rows[LEAVES].difference]
     if worse:
         yield f"{where}: worse than dropping the far keys: {', '.join(worse)}."

@@ -54,9 +54,10 @@ def report():
     rng = np.random.default_rng(0)
     losses = rng.exponential(2, 128)
     cases = [Case(EXACT, 0, 0, 0.0, 2.0, tuple(losses))]
-    costs = {LEAVES: 0.5, WINDOW: 0.1, "paper": 0.7, "local_heavy": 0.05}
+    costs = {LEAVES: (0.5, 5), f"{WINDOW}, 40": (0.1, 40), f"{WINDOW}, 20": (0.3, 20)}
+    costs |= {"paper": (0.7, 18), "local_heavy": (0.05, 36)}
     for count in (1, 2):
-        for logits, (name, cost) in enumerate(costs.items(), 10):
+        for name, (cost, logits) in costs.items():
             more = count * cost + 0.1 * rng.standard_normal(128)
             cases.append(Case(name, count, count, float(logits), 2.0 / (1 + cost), tuple(losses + more)))
     rows = tuple(Row.of(case, cases[0]) for case in cases)

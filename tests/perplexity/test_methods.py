@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import hyperattention_ref as hr
 from hyperattention_ref.perplexity import methods
-from hyperattention_ref.perplexity.methods import EXACT, LEAVES, SINKS, WINDOW
+from hyperattention_ref.perplexity.methods import EXACT, LARGER, LEAVES, SINKS, WINDOW
 from hyperattention_ref.perplexity.settings import PerplexitySettings
 
 
@@ -60,13 +60,24 @@ def test_leaves_only_is_attention_within_leaves(n, min_seq_len):
     assert methods.leaves_plan(n, min_seq_len, 1).heads[0].n_logits == mask.sum()
 
 
+@given(st.lists(st.floats(1, 1000), min_size=1))
+def test_every_cost_has_a_window_beside_it_and_no_window_is_idle(costs):
+    sizes = methods.window_sizes(costs)
+    beside = [min(size for size in sizes if size >= cost) for cost in costs]
+    assert all(size <= LARGER * cost for size, cost in zip(beside, costs, strict=True))
+    assert set(beside) == set(sizes) <= set(costs)
+
+
 @pytest.mark.parametrize("recipes", [("paper",), tuple(hr.RECIPES)])
-def test_the_window_has_as_many_keys_as_the_costliest_recipe(recipes):
+def test_windows_have_as_many_keys_as_recipes(recipes):
     found = methods.methods(PerplexitySettings(n=512, min_seq_len=64, budget=16, recipes=recipes))
-    assert list(found) == [LEAVES, WINDOW, *recipes]
     assert EXACT not in found
+    windows = [name for name in found if name.startswith(WINDOW)]
+    assert list(found) == [LEAVES, *windows, *recipes]
+    for name in windows:
+        assert abs(found[name].logits_per_query - float(name.rpartition(",")[2])) < 2
     costliest = max(found[name].logits_per_query for name in recipes)
-    assert costliest <= found[WINDOW].logits_per_query < costliest + 1
+    assert costliest <= found[windows[0]].logits_per_query < costliest + 1
     assert found[LEAVES].logits_per_query == 65 / 2
 
 

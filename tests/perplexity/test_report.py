@@ -10,7 +10,7 @@ import pytest
 from hyperattention_ref.perplexity.figures import draw_figures
 from hyperattention_ref.perplexity.methods import LEAVES, WINDOW
 from hyperattention_ref.perplexity.page import write_report
-from hyperattention_ref.perplexity.report import HEADINGS, STRETCHES, Case, Row, cells, grid
+from hyperattention_ref.perplexity.report import HEADINGS, STRETCHES, Case, Row, cells, change, grid
 
 
 def row(report, method, count):
@@ -41,6 +41,8 @@ def test_sentences_name_the_best_recipe_and_the_baselines(report):
     text = " ".join(report.findings)
     assert text.count("local + heavy costs least") == 2
     assert text.count(f"{WINDOW} +0.") == text.count(f"{LEAVES} +") == 2
+    assert f"{WINDOW} {change(row(report, f'{WINDOW}, 40', 2))} at 40" in text
+    assert "Last 2 of 2 layers: better than a sliding window of as many keys: local + heavy." in text
     assert "Last 2 of 2 layers: worse than dropping the far keys: paper." in text
     assert "2 s" in text
     assert "stayed exact" not in text
@@ -62,7 +64,7 @@ def test_exact_attention_alone_is_a_report(report, tmp_path):
 def test_the_table_has_every_row(report):
     found = grid(report)
     assert found.headings == HEADINGS
-    assert [line[0] for line in found.lines[:3]] == ["exact", LEAVES, WINDOW]
+    assert [line[0] for line in found.lines[:3]] == ["exact", LEAVES, f"{WINDOW}, 40"]
     assert len(found.lines) == len(report.rows)
     assert all(len(line) == len(HEADINGS) for line in found.lines)
 
