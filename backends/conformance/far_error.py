@@ -70,18 +70,20 @@ def far_error(
 
     With `random_walk` what is in doubt stays as it is without: a decision is right or wrong.
     """
-    if rectangle.landmarks is None or rectangle.exact_keys.size == rectangle.n_k:
+    landmarks = rectangle.landmarks
+    if landmarks is None or rectangle.exact_keys.size == rectangle.n_k:
         return None
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
-    strict = _far_error(q, k, v, rectangle, listed, scale, Rounding.of(dtype))
+    strict = _far_error(q, k, v, rectangle, landmarks, listed, scale, Rounding.of(dtype))
     if not random_walk:
         return strict
-    usual = _far_error(q, k, v, rectangle, listed, scale, Rounding.of(dtype, random_walk=True))
+    usual = _far_error(q, k, v, rectangle, landmarks, listed, scale, Rounding.of(dtype, random_walk=True))
     return usual._replace(lse=np.where(np.isneginf(strict.lse), -np.inf, usual.lse), most=strict.most)
 
 
-def _far_error(q, k, v, rectangle: Rectangle, listed, scale: float, rounding: Rounding) -> FarError:
-    landmarks = rectangle.landmarks
+def _far_error(
+    q, k, v, rectangle: Rectangle, landmarks: Landmarks, listed, scale: float, rounding: Rounding
+) -> FarError:
     far, u = np.flatnonzero(~rectangle.is_exact), rounding.u
     fit = _fit(k, far, landmarks, scale, rounding)
     terms = head_terms(q, k[landmarks.keys], scale)

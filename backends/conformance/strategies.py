@@ -71,11 +71,18 @@ def attention_inputs(draw, *, planned: bool = False, lacking=frozenset()) -> Att
     if planned:
         shape = draw(st.sampled_from([lead, (math.prod(lead),)]))  # grouped-query heads reach a backend unfolded
         views = ["all pairs"] if n_k == 1025 and draw(st.booleans()) else None
-        parts = {
-            "lists": BLOCK_LISTS not in lacking and views is None,
-            "landmarks_d": d if LANDMARKS not in lacking and draw(st.booleans()) else None,
-        }
-        plan = draw(plans(shape=shape, n_q=n_q, n_k=n_k, is_causal=is_causal, views=views, **parts))
+        lists = BLOCK_LISTS not in lacking and views is None
+        with_landmarks = d if LANDMARKS not in lacking and draw(st.booleans()) else None
+        kind = plans(
+            shape=shape,
+            n_q=n_q,
+            n_k=n_k,
+            is_causal=is_causal,
+            views=views,
+            lists=lists,
+            landmarks_d=with_landmarks,
+        )
+        plan = draw(kind)
     return AttentionInputs(q, k, v, scale, is_causal, plan)
 
 

@@ -161,8 +161,8 @@ class _Decisions:
         """The near and the picked pages of a head."""
         recipe, memory = self.recipe, memory_of(self.backend)
         paging = recipe.paging(len(q), len(k), is_causal=self.is_causal)
-        choice = {"top": recipe.pages, "lift": recipe.lift, "scale": self.scale, "backend": self.backend}
-        return page_lists(memory.to_host(q), memory.to_host(k), paging, **choice)
+        q, k = memory.to_host(q), memory.to_host(k)
+        return page_lists(q, k, paging, top=recipe.pages, lift=recipe.lift, scale=self.scale, backend=self.backend)
 
     def rectangle(self, q, k, place: tuple[int, int, int, int], draw: Draw) -> Rectangle:
         """The rectangle at this place of a head."""

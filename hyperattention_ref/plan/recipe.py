@@ -201,8 +201,15 @@ class _Paged(NamedTuple):
         else:
             window = int(pages * self.window)
             landmarks = budget - (first + window + picked) * size
-        sizes = {"first_keys": first * size, "window": window * size, "pages": picked, "page_size": size}
-        return Recipe(views=(), sample_size=0, landmarks=landmarks, **sizes)
+        return Recipe(
+            views=(),
+            sample_size=0,
+            first_keys=first * size,
+            window=window * size,
+            pages=picked,
+            page_size=size,
+            landmarks=landmarks,
+        )
 
 
 RECIPES: dict[str, _Preset | _Paged] = {
