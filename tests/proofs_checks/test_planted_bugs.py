@@ -337,8 +337,8 @@ ARITHMETIC = {
     "log-weights dropped": (SOFTMAX, "tiles", "if log_weights is not None", "if False", "planned_attention"),
     "excluded pairs kept": (SOFTMAX, "tiles", "if excluded is not None", "if False", "planned_attention"),
     "causal diagonal excluded": (
-        SOFTMAX,
-        "existing_tiles",
+        blocked_numpy,
+        "_after",
         "keys > rows[:, None]",
         "keys >= rows[:, None]",
         "exact_attention",
@@ -353,7 +353,7 @@ ARITHMETIC = {
     "exact keys forgotten": (
         blocked_numpy,
         "rectangle_attention",
-        "attend(all_queries, rectangle.exact_keys)",
+        "attend(all_queries, rectangle.exact_keys, excluded=listed)",
         "finish()",
         "planned_attention",
     ),
