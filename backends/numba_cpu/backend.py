@@ -18,13 +18,15 @@ import numpy as np
 from hyperattention_ref.foundation.backend import AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
+from hyperattention_ref.plan import pages
 from hyperattention_ref.plan.head_plan import Rectangle
-from hyperattention_ref.plan.pages import PRIOR_BLOCKS
 
 from ..far_part import FarPart
 from .threads import pieces, run
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
+LARGEST_SCORE = 2.0**20
+"""Scores of pages up to this size are compared in float32, whose neighbours are then less than 0.1 apart."""
 
 
 class NumbaCPU:
@@ -66,6 +68,9 @@ class NumbaCPU:
 
     def pick_pages(self, q_mean, k_mean, paging, *, top, lift, scale):
         """`plan.pages.pick_pages` in float32; shares are summed first, for a thread sees only some of the blocks."""
+        largest = abs(scale) * q_mean.shape[1] * float(np.abs(q_mean).max()) * float(np.abs(k_mean).max())
+        if not largest <= LARGEST_SCORE:
+            return pages.pick_pages(q_mean, k_mean, paging, top=top, lift=lift, scale=scale)
         first, stop = paging.windows()
         lanes = _kernels().LANES
         columns = np.zeros((-(-paging.n_pages // lanes), k_mean.shape[1], lanes), np.float32)
@@ -102,7 +107,7 @@ class NumbaCPU:
             scores=scores,
             top=top,
             lift=np.float32(lift),
-            prior_blocks=np.float32(PRIOR_BLOCKS),
+            prior_blocks=np.float32(pages.PRIOR_BLOCKS),
             far_counts=paging.far_counts(),
             totals=totals,
             seen=seen,

@@ -138,9 +138,7 @@ class BlockLists:
         key_order, block = np.arange(self.n_k), np.arange(self.n_q) // self.block_size
         result = []
         for t in range(lengths.max(initial=0)):
-            page = np.full(
-                self.n_blocks, self.n_pages
-            )  # the block of the queries that meet no page here; no key either
+            page = np.full(self.n_blocks, self.n_pages)  # a block without keys, for queries that meet no page here
             page[lengths > t] = self.pages[self.offsets[:-1][lengths > t] + t]
             order = np.argsort(page[block], kind="stable")
             query_offsets = np.searchsorted(page[block][order], np.arange(self.n_pages + 2))

@@ -32,8 +32,8 @@ class Landmarks:
         w_c = scale meanᵀ k_c + |y_c|²/2,                   K_cj = e^{-|y_c - y_j|²/2},
         e^{scale q·k} ≈ Σ_j e^{scale q·k_j - w_j} Σ_c (K + λI)⁻¹_jc e^{w_c - scale x_c·k_c} e^{scale x_c·k}.
 
-    K is the correlation of the functions q ↦ e^{scale q·k_j} under the law, up to weights; for λ = 0 the sum is the
-    projection onto these functions, and it is exact at the pilots.
+    K is the correlation of the functions q ↦ e^{scale q·k_j} under the law, up to weights; for λ = 0 the sum is exact
+    at the pilots: it interpolates.
 
     Parameters
     ----------

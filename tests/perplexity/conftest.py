@@ -1,10 +1,8 @@
-"""The command, a tiny language model with a tokenizer in a folder, a text for it, and a report that needs neither."""
+"""A tiny language model with a tokenizer in a folder, a text for it, and a report that needs neither."""
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from hyperattention_ref import cli
 from hyperattention_ref.perplexity.methods import EXACT, LEAVES, WINDOW
 from hyperattention_ref.perplexity.report import Case, PerplexityReport, Row
 from hyperattention_ref.perplexity.settings import PerplexitySettings
@@ -13,14 +11,6 @@ from ..tiny_models import build
 
 WORDS = 40
 """Of the tokenizer, beside the marks of beginning and end and one for what it does not know."""
-
-
-@pytest.fixture(scope="session")
-def invoke():
-    def run(*arguments):
-        return CliRunner().invoke(cli.app(), list(map(str, arguments)), env={"COLUMNS": "200"})
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,15 @@ def test_degenerate_heads_give_finite_right_results(kind, is_causal):
     np.testing.assert_allclose(exact, exact_attention(q, k, v, **options), atol=2e-3 if kind == "float16" else 1e-12)
 
 
+@pytest.mark.parametrize("size", [1e4, 1e8, 1e60])
+def test_logits_of_any_size_are_ranked_in_float64(size):
+    q, k, v = np.random.default_rng(0).standard_normal((3, 300, 4))
+    recipe, options = preset("pages", 40), {"is_causal": True, "min_seq_len": 8, "rng": 0}
+    found, expected = (make_plan(size * q, size * k, recipe=recipe, backend=b, **options) for b in ("numba", "numpy"))
+    np.testing.assert_array_equal(found.heads[0].lists.pages, expected.heads[0].lists.pages)
+    assert np.isfinite(hyper_attention(size * q, size * k, v, is_causal=True, plan=found)).all()
+
+
 def test_short_causal_heads_are_exact_and_long_ones_have_lists_alone():
     q, k = np.random.default_rng(0).standard_normal((2, 100, 4))
     short = make_plan(q, k, is_causal=True, recipe=preset("pages", 32), min_seq_len=100).heads[0]

@@ -2,20 +2,10 @@
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from hyperattention_ref import cli
 from hyperattention_ref.surveys.survey import load_results
 
 from .small_maps import OPTIONS, arrays
-
-
-@pytest.fixture(scope="session")
-def invoke():
-    def run(*arguments):
-        return CliRunner().invoke(cli.app(), list(map(str, arguments)), env={"COLUMNS": "200"})
-
-    return run
 
 
 @pytest.fixture(scope="session")
