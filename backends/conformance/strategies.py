@@ -52,12 +52,13 @@ def attention_inputs(draw, *, planned: bool = False, lacking=frozenset()) -> Att
     Lengths are 1, small, ragged, or past the usual tiles, n_q != n_k unless causal, d_v != d. Rows are Gaussian, equal,
     zero or all near one direction; logits reach about 1, 80 or 500; layouts are contiguous, Fortran, transposed,
     strided, reversed, read-only, or of stride 0 along rows or heads; the dtype is float16, float32 or float64.
-    Half of the plans for many keys are one block of all pairs, of more keys than backends gather at a time. No
-    plan has the parts that are `lacking`.
+    One plan in eight is one block of all pairs, of more keys than backends gather at a time. No plan has the parts that
+    are `lacking`.
     """
-    is_causal = draw(st.booleans())
+    is_one_block = planned and draw(st.integers(0, 7)) == 0
+    is_causal = not is_one_block and draw(st.booleans())
     n_q = draw(_lengths())
-    n_k = n_q if is_causal else draw(_lengths(around=1025))
+    n_k = n_q if is_causal else 1025 if is_one_block else draw(_lengths(around=1025))
     lead = draw(st.sampled_from(LEADING_SHAPES)) if max(n_q, n_k) < 100 else ()
     d, d_v = draw(st.sampled_from((1, 2, 3, 8, 17, 64))), draw(st.integers(1, 9))
     scale = draw(st.sampled_from((1 / math.sqrt(d), 1.0, -0.5, 3.0, 0.0)))
@@ -70,8 +71,8 @@ def attention_inputs(draw, *, planned: bool = False, lacking=frozenset()) -> Att
     plan = None
     if planned:
         shape = draw(st.sampled_from([lead, (math.prod(lead),)]))  # grouped-query heads reach a backend unfolded
-        views = ["all pairs"] if n_k == 1025 and draw(st.booleans()) else None
-        lists = BLOCK_LISTS not in lacking and views is None
+        views = ["all pairs"] if is_one_block else None
+        lists = BLOCK_LISTS not in lacking and not is_one_block
         with_landmarks = d if LANDMARKS not in lacking and draw(st.booleans()) else None
         kind = plans(
             shape=shape,

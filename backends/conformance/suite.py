@@ -34,6 +34,8 @@ from .strategies import attention_inputs, capped_inputs, hash_inputs, sums_input
 REFERENCE, NUMPY = Reference(), BlockedNumpy()
 MULTIPLE = 4
 """Gate (B): how many times the error of the `numpy` backend is granted."""
+PHASES = ("generate", "shrink")
+"""What Hypothesis does: to shrink an example that fails takes longer than to find it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -220,7 +222,7 @@ def _for_all(examples, check: Callable, max_examples: int, seed: int) -> None:
         print_blob=False,
         report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck),
-        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        phases=[hypothesis.Phase[name] for name in PHASES],
     )
     @hypothesis.given(examples)
     def every_example_passes(example):

@@ -11,7 +11,7 @@ import pytest
 import hyperattention_ref as hr
 from hyperattention_ref import backends
 from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
-from hyperattention_ref.backends.conformance import check_backend
+from hyperattention_ref.backends.conformance import check_backend, suite
 from hyperattention_ref.backends.reference import Reference
 from hyperattention_ref.foundation import registry
 from hyperattention_ref.foundation.backend import LANDMARKS
@@ -537,6 +537,7 @@ PLANTED = {
 
 
 NEED_MORE_EXAMPLES = {
+    RepeatedDrawsCountedOnce,
     OnlyTheLastKeysOfALargeBlock,
     ListedPairsSampledToo,
     UnmaskedSumsFarBelowTheMaskLost,
@@ -551,7 +552,8 @@ NEED_MORE_EXAMPLES = {
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.__name__)
-def test_planted_bug_is_caught(planted):
+def test_planted_bug_is_caught(planted, monkeypatch):
+    monkeypatch.setattr(suite, "PHASES", ("generate",))  # the first example that fails is enough
     operations = [name for name in OPERATIONS if name in PLANTED[planted]]
     with pytest.raises(AssertionError, match=PLANTED[planted]):
         check_backend(planted(), max_examples=400 if planted in NEED_MORE_EXAMPLES else 30, operations=operations)
