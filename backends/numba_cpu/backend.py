@@ -66,41 +66,36 @@ class NumbaCPU:
 
         return _over_heads(one_head, plan, q, k, v)
 
-    def pick_pages(self, q_mean, k_mean, paging, *, top, lift, scale):
-        """`plan.pages.pick_pages` in float32; shares are summed first, for a thread sees only some of the blocks."""
+    def pick_level(self, q_mean, k_mean, level, candidates, *, top, lift, scale):
+        """`plan.pages.pick_level` in float32; shares are summed first, for a thread sees only some of the blocks."""
         largest = abs(scale) * q_mean.shape[1] * float(np.abs(q_mean).max()) * float(np.abs(k_mean).max())
         if not largest <= LARGEST_SCORE:
-            return pages.pick_pages(q_mean, k_mean, paging, top=top, lift=lift, scale=scale)
-        first, stop = paging.windows()
-        lanes = _kernels().LANES
-        columns = np.zeros((-(-paging.n_pages // lanes), k_mean.shape[1], lanes), np.float32)
-        width = len(columns) * lanes
-        log_sizes = np.zeros(width, np.float32)
-        log_sizes[: paging.n_pages] = np.log2(paging.page_sizes)
-        k_mean = k_mean.astype(np.float32)
-        run(_kernels().transpose_pages, pieces(len(columns), multiple=1), k=k_mean, page_size=lanes, out=columns)
+            return pages.pick_level(q_mean, k_mean, level, candidates, top=top, lift=lift, scale=scale)
+        k_mean, lanes = k_mean.astype(np.float32), _kernels().LANES
+        n_chunks = -(-level.n_pages // lanes) if len(candidates) == 1 else 0
+        columns = np.zeros((n_chunks, k_mean.shape[1], lanes), np.float32)
+        run(_kernels().transpose_pages, pieces(n_chunks, multiple=1), k=k_mean, page_size=lanes, out=columns)
         scores = _kernels().Scores(
             (q_mean * (scale * LOG2_E)).astype(np.float32),
+            k_mean,
             columns,
-            log_sizes,
-            first,
-            stop,
-            paging.existing(),
-            paging.first_pages,
-            paging.is_causal,
+            np.log2(level.sizes).astype(np.float32),
+            candidates,
+            level.first_pages,
+            level.before,
+            level.after,
+            level.own,
+            level.pickers().astype(np.float32),
+            level.is_causal,
         )
-        work = [(*piece, number) for number, piece in enumerate(pieces(paging.n_blocks, multiple=1))]
-        totals = np.zeros((len(work), width), np.float32)
+        work = [(*piece, number) for number, piece in enumerate(pieces(level.n_blocks, multiple=1))]
+        totals = np.zeros((len(work), level.n_pages), np.float32)
         run(_kernels().page_totals, work, scores=scores, totals=totals)
-        seen = np.zeros_like(totals)
-        for first_block, _, number in work:
-            blocks = first_block if paging.is_causal else paging.n_blocks
-            seen[number, : paging.n_pages] = paging.n_pickers(blocks)
-        if paging.is_causal:
+        if level.is_causal:
             totals = np.cumsum(totals, axis=0, dtype=np.float64).astype(np.float32) - totals
         else:
             totals[:] = totals.sum(axis=0)
-        picked = np.full((paging.n_blocks, min(top, paging.n_pages)), paging.n_pages)
+        picked = np.full((level.n_blocks, top), level.n_pages)
         run(
             _kernels().pick_rows,
             work,
@@ -108,9 +103,7 @@ class NumbaCPU:
             top=top,
             lift=np.float32(lift),
             prior_blocks=np.float32(pages.PRIOR_BLOCKS),
-            far_counts=paging.far_counts(),
             totals=totals,
-            seen=seen,
             picked=picked,
         )
         return picked

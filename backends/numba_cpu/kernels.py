@@ -57,6 +57,7 @@ _FAST = {"contract", "nsz"}  # no more: "nnan", "ninf" and "reassoc" would let t
 _OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 compiled = njit(**_OPTIONS)
 vectorised = njit(fastmath=_FAST, **_OPTIONS)
+reordered = njit(fastmath=_FAST | {"reassoc"}, **_OPTIONS)  # for sums of products, which vectors make in another order
 
 
 def kernel(function):
@@ -979,32 +980,122 @@ def listed_rows(first_block, stop_block, q, key_pages, v, factor, lists, is_fina
 
 
 class Scores(NamedTuple):
-    """What the scores of all blocks share; all is float32, logarithms are in base 2.
+    """What the scores of the blocks at one level share; all numbers are float32, logarithms are in base 2.
 
     Attributes
     ----------
     q_mean : (blocks, d) mean queries, multiplied by scale log2(e).
-    columns : (chunks, d, LANES) mean keys from `transpose_pages`.
-    log_sizes : (chunks LANES,) logarithms of the sizes of pages.
-    first, stop, existing : (blocks,) windows, and pages that exist for each block.
-    first_pages : pages at the start that are near.
+    k_mean : (pages, d) mean keys.
+    columns : (chunks, d, LANES) the same from `transpose_pages`, if all blocks have the same candidates: all pages.
+    log_sizes : (pages,) logarithms of the sizes of pages.
+    candidates : (blocks, .) pages of each block, or (1, .) those of all, rising; what is no page stands at the end.
+    first_pages, before, after, own : as in `plan.pages.Level`.
+    pickers : (pages,) `Level.pickers`.
     is_causal : whether the average share is over the blocks so far.
     """
 
     q_mean: np.ndarray
+    k_mean: np.ndarray
     columns: np.ndarray
     log_sizes: np.ndarray
-    first: np.ndarray
-    stop: np.ndarray
-    existing: np.ndarray
+    candidates: np.ndarray
     first_pages: int
+    before: np.ndarray
+    after: np.ndarray
+    own: np.ndarray
+    pickers: np.ndarray
     is_causal: bool
 
 
+class ScoreTile(NamedTuple):
+    """The working memory of a thread for the scores of up to SCORED blocks that have the same candidates.
+
+    Attributes
+    ----------
+    rows : (SCORED, .) logarithms of the masses of the candidates, then scores; hidden where a page may not be picked.
+    share : (.,) shares of the candidates, of one block.
+    log_sizes, total, pickers : (.,) of each candidate: its entries of `Scores`, and the sum of its shares so far.
+    part : (16,) largest entries, then sums, of each lane.
+    """
+
+    rows: np.ndarray
+    share: np.ndarray
+    log_sizes: np.ndarray
+    total: np.ndarray
+    pickers: np.ndarray
+    part: np.ndarray
+
+
+@compiled
+def new_score_tile(scores):
+    """Memory for scores of all candidates."""
+    width, dtype = (scores.candidates.shape[1] + LANES - 1) // LANES * LANES, np.float32
+    return ScoreTile(
+        np.empty((SCORED, width), dtype),
+        np.empty(width, dtype),
+        np.zeros(width, dtype),
+        np.zeros(width, dtype),
+        np.zeros(width, dtype),
+        np.empty(16, dtype),
+    )
+
+
+@compiled
+def _below(pages, n, page):
+    """How many of the first n of these rising pages come before a page."""
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) // 2
+        if pages[middle] < page:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@reordered
+def _products(x, k_mean, pages, n, out):
+    """out = the products of x with the mean keys of the first n pages."""
+    for j in range(n):
+        key, product = k_mean[pages[j]], np.float32(0)
+        for e in range(x.size):
+            product += x[e] * key[e]
+        out[j] = product
+
+
 @vectorised
-def _add_logs(row, log_sizes, n):
-    for p in range(n):
-        row[p] += log_sizes[p]
+def _add(row, x, n):
+    for j in range(n):
+        row[j] += x[j]
+
+
+@compiled
+def _score_blocks(tile, scores, block, stop_block):
+    """rows = logarithms of the masses of candidates for some blocks; the candidates, their number, the rows' width.
+
+    The blocks are as many of the next ones as have the same candidates. What may not be picked is hidden.
+    """
+    is_shared = scores.candidates.shape[0] == 1
+    n_blocks = min(SCORED, stop_block - block) if is_shared else 1
+    pages = scores.candidates[0 if is_shared else block]
+    n = _below(pages, pages.size, scores.before[block + n_blocks - 1] if scores.is_causal else scores.log_sizes.size)
+    width, log_sizes = (n + LANES - 1) // LANES * LANES, tile.log_sizes
+    for j in range(n):
+        log_sizes[j] = scores.log_sizes[pages[j]]
+    if is_shared:
+        d = scores.q_mean.shape[1]
+        for start in range(0, width, LANES):
+            columns, part = scores.columns[start // LANES], tile.rows[:, start : start + LANES]
+            multiply(scores.q_mean[block:], d, 1, n_blocks, columns, LANES, part, d, False, log_sizes)
+    else:
+        _products(scores.q_mean[block], scores.k_mean, pages, n, tile.rows[0])
+    for i in range(n_blocks):
+        row, b = tile.rows[i], block + i
+        _add(row, log_sizes, n)
+        row[: _below(pages, n, scores.first_pages)] = hidden_logit(row)
+        row[_below(pages, n, scores.before[b]) : _below(pages, n, scores.after[b])] = hidden_logit(row)
+        row[n:width] = hidden_logit(row)
+    return n_blocks, pages, n, width
 
 
 @vectorised
@@ -1042,37 +1133,22 @@ def _add_shares(share, n, factor, total):
         total[p] += share[p] * factor
 
 
-@compiled
-def _score_blocks(scores, block, n_blocks, rows):
-    """rows = logarithms of the masses of the far pages of some blocks, hidden elsewhere; their padded width."""
-    d = scores.q_mean.shape[1]
-    n_columns = -(-scores.existing[block + n_blocks - 1] // LANES)
-    width = n_columns * LANES
-    for chunk in range(n_columns):
-        part = rows[:, chunk * LANES : (chunk + 1) * LANES]
-        multiply(scores.q_mean[block:], d, 1, n_blocks, scores.columns[chunk], LANES, part, d, False, rows[0])
-    for i in range(n_blocks):
-        row, b = rows[i], block + i
-        _add_logs(row, scores.log_sizes, width)
-        row[: scores.first_pages] = hidden_logit(row)
-        row[scores.first[b] : scores.stop[b]] = hidden_logit(row)
-        row[scores.existing[b] : width] = hidden_logit(row)
-    return width
-
-
 @kernel
 def page_totals(first_block, stop_block, piece, scores, totals):
     """totals[piece] = the sums of the shares of each page over some blocks."""
-    rows, share = np.empty((SCORED, totals.shape[1]), np.float32), np.empty(totals.shape[1], np.float32)
-    part, sums = np.empty(16, np.float32), totals[piece]
-    for block in range(first_block, stop_block, SCORED):
-        n_blocks = min(SCORED, stop_block - block)
-        n = _score_blocks(scores, block, n_blocks, rows)
+    tile, sums, block = new_score_tile(scores), totals[piece], first_block
+    total = tile.total
+    while block < stop_block:
+        n_blocks, pages, n, width = _score_blocks(tile, scores, block, stop_block)
+        total[:] = 0
         for i in range(n_blocks):
-            top = _largest_entry(rows[i], n, part)
-            if top > empty_top(part):
-                total = _share_sum(rows[i], n, top, part, share)
-                _add_shares(share, n, np.float32(1) / total, sums)
+            top = _largest_entry(tile.rows[i], width, tile.part)
+            if top > empty_top(tile.part):
+                mass = _share_sum(tile.rows[i], width, top, tile.part, tile.share)
+                _add_shares(tile.share, width, np.float32(1) / mass, total)
+        for j in range(n):
+            sums[pages[j]] += total[j]
+        block += n_blocks
 
 
 @vectorised
@@ -1087,10 +1163,11 @@ def _log2(x):
 
 
 @vectorised
-def _lift(row, n, log_total, lift, total, count, prior, prior_blocks):
+def _lift(row, n, log_total, lift, total, pickers, blocks, prior, prior_blocks):
     """row = log2 of share / average share^lift; what is hidden stays hidden, its distance being far larger."""
     for p in range(n):
-        average = (total[p] + prior) / (count[p] + prior_blocks)
+        count = max(pickers[p] + blocks, np.float32(0))
+        average = (total[p] + prior) / (count + prior_blocks)
         row[p] = row[p] - log_total - lift * _log2(average)
 
 
@@ -1128,8 +1205,8 @@ def _threshold(row, n, top, high):
 
 
 @compiled
-def _take_from(row, n, low, wanted, picked):
-    """The `wanted` entries above `low`, and, if there are fewer, the first of those equal to it."""
+def _take_from(row, n, low, wanted, pages, picked):
+    """The pages of the `wanted` entries above `low`, and, if there are fewer, of the first of those equal to it."""
     tied, found = wanted, 0
     for p in range(n):
         tied -= row[p] > low
@@ -1139,38 +1216,50 @@ def _take_from(row, n, low, wanted, picked):
         for p in range(first, first + LANES):
             if row[p] > low or (row[p] == low and tied > 0):
                 tied -= row[p] == low
-                picked[found] = p
+                picked[found] = pages[p]
                 found += 1
 
 
 @kernel
-def pick_rows(first_block, stop_block, piece, scores, top, lift, prior_blocks, far_counts, totals, seen, picked):
-    """The `top` far pages of the largest lifted score for some blocks; all far pages where there are no more.
+def pick_rows(first_block, stop_block, piece, scores, top, lift, prior_blocks, totals, picked):
+    """The `top` candidates of the largest lifted score for some blocks; all where there are no more.
 
-    totals[piece] holds the sums of shares over the blocks before these, or over all blocks if not causal; seen[piece]
-    how many blocks those are, for each page. Both are changed.
+    totals[piece] holds the sums of shares over the blocks before these, or over all blocks if not causal. It is
+    changed.
     """
-    rows, share = np.empty((SCORED, totals.shape[1]), np.float32), np.empty(totals.shape[1], np.float32)
-    part, total, count = np.empty(16, np.float32), totals[piece], seen[piece]
-    for block in range(first_block, stop_block, SCORED):
-        n_blocks = min(SCORED, stop_block - block)
-        n = _score_blocks(scores, block, n_blocks, rows)
+    tile, sums, block = new_score_tile(scores), totals[piece], first_block
+    total, pickers = tile.total, tile.pickers
+    while block < stop_block:
+        n_blocks, pages, n, width = _score_blocks(tile, scores, block, stop_block)
+        for j in range(n):
+            total[j], pickers[j] = sums[pages[j]], scores.pickers[pages[j]]
         for i in range(n_blocks):
-            row, b = rows[i], block + i
-            top_row = _largest_entry(row, n, part)
-            if far_counts[b] == 0:
-                continue
-            mass = _share_sum(row, n, top_row, part, share)
-            if scores.is_causal:
-                _add_shares(share, n, np.float32(1) / mass, total)
-                for p in range(scores.first_pages, scores.first[b]):
-                    count[p] += np.float32(1)
-            wanted, low = min(top, far_counts[b]), empty_top(row)
-            if wanted < far_counts[b]:
-                log_mass = np.float32(top_row + np.log2(mass))
-                _lift(row, n, log_mass, lift, total, count, prior_blocks / np.float32(far_counts[b]), prior_blocks)
-                low = _threshold(row, n, wanted, _largest_entry(row, n, part))
-            _take_from(row, n, low, wanted, picked[b])
+            _pick(tile, scores, block + i, tile.rows[i], width, pages, top, lift, prior_blocks, picked[block + i])
+        if scores.is_causal:
+            for j in range(n):
+                sums[pages[j]] = total[j]
+        block += n_blocks
+
+
+@compiled
+def _pick(tile, scores, block, row, width, pages, top, lift, prior_blocks, picked):
+    """The picks of a block from the logarithms of masses in `row`, and its own page, the last."""
+    has_own = scores.own[block] < scores.log_sizes.size
+    n_far = _count_from(row, 0, width, empty_top(row))
+    wanted = min(top - has_own, n_far)
+    if n_far > 0:
+        top_row, blocks, low = _largest_entry(row, width, tile.part), np.float32(0), empty_top(row)
+        mass = _share_sum(row, width, top_row, tile.part, tile.share)
+        if scores.is_causal:
+            _add_shares(tile.share, width, np.float32(1) / mass, tile.total)
+            blocks = np.float32(block + 1)
+        if wanted < n_far:
+            prior, log_mass = prior_blocks / np.float32(n_far), np.float32(top_row + np.log2(mass))
+            _lift(row, width, log_mass, lift, tile.total, tile.pickers, blocks, prior, prior_blocks)
+            low = _threshold(row, width, wanted, _largest_entry(row, width, tile.part))
+        _take_from(row, width, low, wanted, pages, picked)
+    if has_own:
+        picked[wanted] = scores.own[block]
 
 
 # --- The far part of landmarks --------------------------------------------------------------------------------------

@@ -44,11 +44,15 @@ def _calls(x) -> dict[str, Callable]:
         for plan in (whole, *listed, causal):
             backend.planned_attention(x, x, x, plan, scale=1.0)
 
+    def pick_level():
+        level = Paging(2, 2, 1, True, 1, 0).level(1)
+        backend.pick_level(x, x, level, np.array([[0, 1]]), top=1, lift=0.5, scale=1.0)
+
     return {
         "hash_codes": lambda: backend.hash_codes(x, np.ones((1, 1))),
         "exact_attention": lambda: backend.exact_attention(x, x, x, scale=1.0, is_causal=False),
         "planned_attention": planned,
-        "pick_pages": lambda: backend.pick_pages(x, x, Paging(2, 2, 1, True, 1, 0), top=1, lift=0.5, scale=1.0),
+        "pick_level": pick_level,
         "attention_sums": lambda: backend.attention_sums(x, x, None, scale=1.0, is_causal=False),
         "transposed_attention": lambda: backend.transposed_attention(x, x, x, lse, scale=1.0, is_causal=False),
         "capped_sums": lambda: backend.capped_sums(x, x, None, np.array([0]), np.zeros(len(x)), scale=1.0),

@@ -9,40 +9,73 @@ from hypothesis import strategies as st
 
 from hyperattention_ref import Recipe, exact_attention, hyper_attention, make_plan, preset
 from hyperattention_ref.backends import get_backend
-from hyperattention_ref.plan.pages import Paging, page_lists, pick_pages
+from hyperattention_ref.plan.pages import BRANCHES, KEPT, Paging, page_lists, pick_pages
 
 
 @st.composite
 def pagings(draw):
-    is_causal, n_q = draw(st.booleans()), draw(st.integers(1, 60))
-    n_k = n_q if is_causal else draw(st.integers(1, 60))
-    return Paging(n_q, n_k, draw(st.integers(1, 9)), is_causal, draw(st.integers(0, 30)), draw(st.integers(0, 9)))
+    """Small ones, and ones of so many pages that groups of blocks pick first."""
+    size, most = draw(st.sampled_from([(None, 60), (None, 60), (1, 300)]))
+    is_causal, n_q = draw(st.booleans()), draw(st.integers(1, most))
+    n_k = n_q if is_causal else draw(st.integers(1, most))
+    size = draw(st.integers(1, 9)) if size is None else size
+    return Paging(n_q, n_k, size, is_causal, draw(st.integers(0, 30)), draw(st.integers(0, 9)))
 
 
-def literal_scores(q_mean, k_mean, paging, lift, scale):
-    """The formulas of pick_pages, page by page: for each block the logarithm of the score of each far page."""
-    _, far = paging.masks(np.arange(paging.n_blocks))
+def far_pages(paging, merged=1):
+    """(blocks, pages) boolean, page by page: the far pages, where `merged` are one; and the page kept in any case."""
+    exists = np.arange(paging.n_pages) < paging.existing()[:, None]
+    (first, stop), page = paging.windows(), np.arange(paging.n_pages)
+    is_near = (first[:, None] <= page) & (page < stop[:, None])
+    far, own = np.zeros((paging.n_blocks, -(-paging.n_pages // merged)), bool), [None] * paging.n_blocks
+    for b, s in np.ndindex(far.shape):
+        inside = slice(s * merged, (s + 1) * merged)
+        far[b, s] = np.any(exists[b, inside] & ~is_near[b, inside]) and s >= paging.first_pages // merged
+        if far[b, s] and paging.is_causal and (s + 1) * merged > b:
+            far[b, s], own[b] = False, s
+    return far, own
+
+
+def literal_scores(q_mean, k_mean, far, sizes, candidates, is_causal, lift, scale):
+    """The formulas of pick_level, page by page: for each block the logarithm of the score of each candidate."""
     shares = []
-    for b in range(paging.n_blocks):
-        mass = {p: math.exp(scale * q_mean[b] @ k_mean[p]) * paging.page_sizes[p] for p in np.flatnonzero(far[b])}
+    for b, is_far in enumerate(far):
+        pages = [p for p in np.flatnonzero(is_far) if p in candidates[b]]
+        mass = {p: math.exp(scale * q_mean[b] @ k_mean[p]) * sizes[p] for p in pages}
         shares.append({p: x / sum(mass.values()) for p, x in mass.items()})
     result = []
     for b, share in enumerate(shares):
-        seen = shares[: b + 1] if paging.is_causal else shares
+        seen = range(b + 1) if is_causal else range(len(far))
         score = {}
         for p, x in share.items():
-            given = [other[p] for other in seen if p in other]
+            given = [shares[other].get(p, 0) for other in seen if far[other, p]]
             score[p] = math.log(x) - lift * math.log((sum(given) + 4 / len(share)) / (len(given) + 4))
         result.append(score)
     return result
 
 
+def literal_picks(q_mean, k_mean, paging, top, lift, scale):
+    """The set of pages that each block picks, and the scores from which it picks them."""
+    candidates = [range(paging.n_pages)] * paging.n_blocks
+    for level in paging.levels(top):
+        m, wanted = level.merged, top if level.merged == 1 else KEPT * top
+        far, own = far_pages(paging, m)
+        mean = np.array([k_mean[p : p + m].mean(axis=0) for p in range(0, paging.n_pages, m)])
+        sizes = [paging.page_sizes[p : p + m].sum() for p in range(0, paging.n_pages, m)]
+        scores = literal_scores(q_mean, mean, far, sizes, candidates, paging.is_causal, lift, scale)
+        picked = []
+        for s, kept in zip(scores, own, strict=True):
+            by_score = sorted(s, key=lambda p: (-s[p], p))
+            picked.append(set(by_score[:wanted] if kept is None else [*by_score[: wanted - 1], kept]))
+        candidates = [{BRANCHES * p + i for p in pages for i in range(BRANCHES)} for pages in picked]
+    return picked, scores
+
+
 def literal_lists(q, k, paging, top, lift, scale):
     """The set of pages of each block."""
     means = [np.array([x[i : i + paging.size].mean(0) for i in range(0, len(x), paging.size)]) for x in (q, k)]
-    near, _ = paging.masks(np.arange(paging.n_blocks))
-    picked = [sorted(s, key=lambda p: (-s[p], p))[:top] for s in literal_scores(*means, paging, lift, scale)]
-    return [set(np.flatnonzero(near[b])) | set(picked[b]) for b in range(paging.n_blocks)]
+    picked = literal_picks(*means, paging, top, lift, scale)[0] if top else [set()] * paging.n_blocks
+    return [set(np.flatnonzero(near)) | pages for near, pages in zip(paging.near(), picked, strict=True)]
 
 
 @given(pagings(), st.integers(0, 5), st.sampled_from((0.0, 0.8, 1.0)), st.integers(0, 99))
@@ -55,9 +88,26 @@ def test_lists_are_those_of_the_formulas(paging, top, lift, seed):
     assert found == literal_lists(q, k, paging, top, lift, 0.7)
 
 
+@given(pagings(), st.integers(1, 3))
+def test_levels_hold_what_blocks_may_pick(paging, top):
+    levels = paging.levels(top)
+    assert levels[-1].merged == 1
+    for level in levels:
+        assert level.merged == 1 or level.n_pages >= BRANCHES * KEPT * top
+        far, own = far_pages(paging, level.merged)
+        pages = np.arange(level.n_pages)
+        np.testing.assert_array_equal([level.is_far(b, pages) for b in range(paging.n_blocks)], far)
+        np.testing.assert_array_equal(level.own, [level.n_pages if page is None else page for page in own])
+        np.testing.assert_array_equal(level.far_counts(), far.sum(axis=1))
+        n = 1 + len(far) // 2
+        counts = np.maximum(level.pickers() + n, 0) if level.is_causal else level.pickers()
+        counted = far[:n].sum(axis=0) if level.is_causal else far.sum(axis=0)
+        np.testing.assert_array_equal(counts[level.first_pages :], counted[level.first_pages :])
+
+
 @given(pagings())
 def test_near_pages_hold_the_window_and_the_first_keys(paging):
-    near, far = paging.masks(np.arange(paging.n_blocks))
+    near, (far, _) = paging.near(), far_pages(paging)
     assert not (near & far).any()
     pairs = np.repeat(np.repeat(near, paging.size, 0), paging.size, 1)[: paging.n_q, : paging.n_k]
     i, j = np.arange(paging.n_q)[:, None], np.arange(paging.n_k)
@@ -74,8 +124,7 @@ def test_logits_are_counted_as_the_lists_have_them(paging, top):
     g = np.random.default_rng(0)
     q, k = g.standard_normal((paging.n_q, 3)), g.standard_normal((paging.n_k, 3))
     lists = page_lists(q, k, paging, top=top, lift=0.8, scale=1.0, backend=get_backend("numpy"))
-    _, far = paging.masks(np.arange(paging.n_blocks))
-    expected = lists.nnz + (far.sum() if top else 0)
+    expected = lists.nnz + (paging.n_scores(top) if top else 0)
     if paging.n_q % paging.size == 0 and paging.n_k % paging.size == 0:
         assert paging.n_logits(top) == expected
     else:
@@ -164,11 +213,36 @@ def test_the_compiled_choice_is_the_same_up_to_nearly_equal_scores(paging, top, 
     if ties:
         q, k = np.round(q), np.zeros_like(k)
     choice = {"top": top, "lift": lift, "scale": 0.7}
-    expected, found = pick_pages(q, k, paging, **choice), get_backend("numba").pick_pages(q, k, paging, **choice)
+    expected, found = (pick_pages(q, k, paging, **choice, backend=get_backend(name)) for name in ("numpy", "numba"))
     assert found.shape == expected.shape
+    literal, scores = literal_picks(q, k, paging, **choice)
     for b in range(paging.n_blocks):
         one, other = (set(pages[b].tolist()) - {paging.n_pages} for pages in (expected, found))
         assert len(one) == len(other)
-        if one != other and not ties:
-            scores = literal_scores(q, k, paging, lift, 0.7)[b]
-            assert max(abs(scores[p] - scores[r]) for p in one - other for r in other - one) < 2e-4
+        if len(paging.levels(top)) == 1 and one != other and not ties:
+            assert max(abs(scores[b][p] - scores[b][r]) for p in one - other for r in other - one) < 2e-4
+        assert ties or one == literal[b]
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_the_compiled_choice_is_the_same_at_every_level(is_causal):
+    q, k = np.random.default_rng(0).standard_normal((2, 3000, 8))
+    paging = Paging(3000, 3000, 1, is_causal, 20, 3)
+    assert [level.merged for level in paging.levels(2)] == [64, 16, 4, 1]
+    choice = {"top": 2, "lift": 0.8, "scale": 0.3}
+    expected, found = (pick_pages(q, k, paging, **choice, backend=get_backend(name)) for name in ("numpy", "numba"))
+    other = [len(set(x) ^ set(y)) for x, y in zip(expected.tolist(), found.tolist(), strict=True)]
+    assert np.mean(other) < 0.01  # rounding may swap pages of nearly equal score
+
+
+def test_a_search_from_coarse_to_fine_finds_pages_that_stand_out():
+    """Each of 64 blocks wants one page of one key among 2048."""
+    g, n = np.random.default_rng(0), 4096
+    q, k = 0.3 * g.standard_normal((2, n, 16))
+    pairs = list(zip(range(n // 2, n, n // 128), g.permutation(n // 2)[:64].tolist(), strict=True))
+    for block, page in pairs:
+        q[block], k[page] = (x := 4 * g.standard_normal(16)), x
+    paging = Paging(n, n, 1, True, 16, 1)
+    assert len(paging.levels(8)) > 2
+    lists = page_lists(q, k, paging, top=8, lift=0.8, scale=0.25, backend=get_backend("numba"))
+    assert np.mean([page in lists.pages_of(block) for block, page in pairs]) > 0.95
