@@ -320,11 +320,11 @@ def _take_out_listed(far, k, v, is_exact, lists, sums):
     """Take the listed pairs of a rectangle out of its far sums, but for those of exact keys."""
     first, stop = lists.first_query // lists.block_size, -(-(lists.first_query + len(sums)) // lists.block_size)
     first_page, before = divmod(lists.first_key, lists.page_size)  # the rectangle may begin within a page
-    shares, values = far.shares(k), far.values(v)
-    shares, values = (np.vstack([np.zeros((before, x.shape[1]), x.dtype), x]) for x in (shares, values))
-    share_pages = np.zeros((-(-len(shares) // lists.page_size), shares.shape[1], lists.page_size), k.dtype)
-    transposing = pieces(len(share_pages), multiple=1)
-    run(_kernels().transpose_pages, transposing, k=shares, page_size=lists.page_size, out=share_pages)
+    n_pages = -(-(before + len(k)) // lists.page_size)
+    share_pages = np.zeros((n_pages, len(far.pilot_lse), lists.page_size), k.dtype)
+    arrays = {"k": k, "pilots": _padded(far), "page_size": lists.page_size, "before": before, "out": share_pages}
+    run(_kernels().shares_of_pages, pieces(n_pages, multiple=1), **arrays)
+    values = np.concatenate([np.zeros((before, v.shape[1] + 2), v.dtype), far.values(v)])
     run(
         _kernels().take_out_listed,
         [(first + a, first + b) for a, b in pieces(stop - first, multiple=1)],

@@ -1341,10 +1341,29 @@ def take_out(tile, shares, key_values, rows, key_indices, view, is_mixed, mask, 
 
 
 @kernel
+def shares_of_pages(first_page, stop_page, k, pilots, page_size, before, out):
+    """out[p, c, j] = P_lc of the key l = p page_size + j - before, as in `take_out_rows`; out is (pages, r, page_size).
+
+    `before` keys come before these in the first page; what is no key is not written.
+    """
+    lanes = pilots.lse.size
+    shares = np.empty((page_size, lanes), k.dtype)
+    for page in range(first_page, stop_page):
+        first, stop = max(page * page_size - before, 0), min((page + 1) * page_size - before, k.shape[0])
+        n, shift = stop - first, first + before - page * page_size
+        multiply(k[first:], k.shape[1], 1, n, pilots.columns, lanes, shares, k.shape[1], False, pilots.lse)
+        _shares_of_pilots(shares, n, lanes, pilots.lse)
+        for c in range(out.shape[1]):
+            target = out[page, c]
+            for j in range(n):
+                target[shift + j] = shares[j, c]
+
+
+@kernel
 def take_out_listed(first_block, stop_block, share_pages, values, is_taken, lists, first_page, sums):
     """As `take_out_rows`, for the listed pairs of some blocks in a rectangle, with the shares of keys as lanes.
 
-    `share_pages` are the shares (., r) from `transpose_pages`, from page `first_page` of the lists on; `values` and
+    `share_pages` are the shares from `shares_of_pages`, from page `first_page` of the lists on; `values` and
     `is_taken`, whether the pairs of a key are to be taken out, have the same rows.
     """
     r, d_v, n_keys = share_pages.shape[1], values.shape[1], values.shape[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from hyperattention_ref.foundation.memory import memory_of
 from hyperattention_ref.plan.landmarks import Landmarks
@@ -72,7 +73,7 @@ def _pivots(y: np.ndarray, log_weights: np.ndarray, count: int, rng: np.random.G
             j = np.argmax(2 * log_weights + np.log(residual) + rng.gumbel(size=n))
         if residual[j] == 0:
             break
-        rows[i] = np.exp(-np.sum((y - y[j]) ** 2, axis=1) / 2) - rows[:i].T @ rows[:i, j]
+        rows[i] = np.exp(-cdist(y[j : j + 1], y, "sqeuclidean")[0] / 2) - rows[:i, j] @ rows[:i]
         rows[i] /= np.sqrt(residual[j])
         residual -= rows[i] ** 2
         pivots = np.append(pivots, j)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from hyperattention_ref.foundation.host_arrays import host_array
 from hyperattention_ref.plan.block_mask import index_array
@@ -85,7 +86,7 @@ class Landmarks:
         """Pilots, weights and correlations, from the keys k (n_k, d) of the rectangle. Cost O(r (r + d) m), float64."""
         k = k[self.keys].astype(np.float64)
         y = scale * (k - k.mean(axis=0)) @ self.factor
-        squares = np.stack([np.sum((y - one) ** 2, axis=1) for one in y])
+        squares = cdist(y, y, "sqeuclidean")
         weights = scale * k @ self.mean + np.sum(y**2, axis=1) / 2
         pilots = self.mean + y @ self.factor.T
         return Geometry(pilots, weights, np.exp(-squares / 2), weights - scale * np.sum(pilots * k, axis=1))
