@@ -47,15 +47,15 @@ def hash_inputs(draw) -> HashInputs:
 
 @st.composite
 def attention_inputs(draw, *, planned: bool = False, lacking=frozenset()) -> AttentionInputs:
-    """Arguments of `exact_attention`, or with `planned` of `planned_attention`, half of whose plans have landmarks.
+    """Arguments of `exact_attention`, or with `planned` of `planned_attention`.
 
     Lengths are 1, small, ragged, or past the usual tiles, n_q != n_k unless causal, d_v != d. Rows are Gaussian, equal,
     zero or all near one direction; logits reach about 1, 80 or 500; layouts are contiguous, Fortran, transposed,
     strided, reversed, read-only, or of stride 0 along rows or heads; the dtype is float16, float32 or float64.
-    One plan in eight is one block of all pairs, of more keys than backends gather at a time. No plan has the parts that
-    are `lacking`.
+    No plan has the parts that are `lacking`; half have each of the others. Where block lists and landmarks are lacking,
+    one plan in eight is one block of all pairs, of more keys than backends gather at a time.
     """
-    is_one_block = planned and draw(st.integers(0, 7)) == 0
+    is_one_block = planned and lacking >= {BLOCK_LISTS, LANDMARKS} and draw(st.integers(0, 7)) == 0
     is_causal = not is_one_block and draw(st.booleans())
     n_q = draw(_lengths())
     n_k = n_q if is_causal else 1025 if is_one_block else draw(_lengths(around=1025))
@@ -72,7 +72,7 @@ def attention_inputs(draw, *, planned: bool = False, lacking=frozenset()) -> Att
     if planned:
         shape = draw(st.sampled_from([lead, (math.prod(lead),)]))  # grouped-query heads reach a backend unfolded
         views = ["all pairs"] if is_one_block else None
-        lists = BLOCK_LISTS not in lacking and not is_one_block
+        lists = BLOCK_LISTS not in lacking
         with_landmarks = d if LANDMARKS not in lacking and draw(st.booleans()) else None
         kind = plans(
             shape=shape,
