@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,9 +20,9 @@ from hyperattention_ref.surveys.report import (
     KAPPAS,
     PAPER,
     SurveyReport,
+    cost,
     error_number,
     error_words,
-    keys,
     limits,
 )
 from hyperattention_ref.surveys.settings import SurveySettings
@@ -110,9 +110,10 @@ def heads_table(report: SurveyReport, width: int) -> Table:
             *(column(title, rank, _kappa(name)) for name, title, rank in kappas),
             column("stable\nrank", 10, lambda head: number(head.hardness.stable_rank)),
             column("effective\nkeys", 11, lambda head: number(head.hardness.perplexity["50 %"])),
-            column(f"{label(compared)},\n{keys(first[compared])} keys", 4, lambda head: error_words(head, compared)),
+            column(f"{label(compared)},\n{cost(first[compared])}", 4, lambda head: error_words(head, compared)),
             column("mass", 12, lambda head: mass(head, compared)),
             column("best recipe", 1, lambda head: label(head.best_recipe), is_text=True),
+            column("its\nlogits", 5, lambda head: number(head.recipes[head.best_recipe].logits_per_query)),
             column("its\nerror", 0, lambda head: error_words(head, head.best_recipe)),
             column("mass", 12, lambda head: mass(head, head.best_recipe)),
             column("mean\nof V", 2, lambda head: error_number(head.errors(MEAN).relative_frobenius_estimate)),
@@ -166,10 +167,7 @@ def fitted_table(columns: Sequence[Column], width: int, caption: str = "") -> Ta
 
 def _how_to_read(report: SurveyReport) -> str:
     """What the numbers of the table are."""
-    pilots = {label(name): x.pilot_rows for name, x in report.heads[0].recipes.items() if x.pilot_rows}
-    sentences = [f"Budget {report.settings.budget} keys for each query."]
-    if pilots:
-        sentences.append(f"The pilot of {_and(pilots)} costs as much as {max(pilots.values())} more.")
+    sentences = [f"Budget {report.settings.budget} keys for each query; logits count preparation, too."]
     if report.sampled:
         sentences.append(
             f"Errors: estimate ± standard error ≤ bound at {report.settings.confidence:.0%} confidence; "
@@ -189,8 +187,3 @@ def _kappa(name: str) -> Callable[[HeadMeasures], str]:
 def _arrow(change: Change, form: Callable) -> str:
     before, after = form(change.before), form(change.after)
     return f"{before} → {after}" if before != after else before
-
-
-def _and(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last

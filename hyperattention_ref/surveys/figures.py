@@ -145,8 +145,7 @@ def errors(report: SurveyReport) -> Plot:
     figure = Figure(figsize=(10, 1.1 + 0.36 * len(lines)))
     axes = figure.subplots()
     spread = np.random.default_rng(0).uniform(-0.22, 0.22, len(report.heads))
-    first = report.heads[0].recipes
-    labels = [f"{label(x)}{', with a pilot' if first[x].pilot_rows else ''}" for x in recipes]
+    labels = [f"{label(x)}, {number(report.heads[0].recipes[x].logits_per_query)} logits" for x in recipes]
     for y, name in enumerate(lines):
         x, bounds, colour = report.estimates(name), report.bounds(name), BLUE if name in recipes else GREY
         axes.hlines(y + spread, x, np.where(np.isfinite(bounds), bounds, x), color=colour, alpha=0.25, linewidth=0.8)
@@ -168,7 +167,8 @@ def errors(report: SurveyReport) -> Plot:
         f"{'on any head' if not within else 'on some head'}; least error in the median: {label(recipes[0])}",
         f"One dot for each head, at {report.settings.budget} keys for each query"
         f"{', with a line up to the bound' if report.sampled else ''}; the bar is the median. A recipe is "
-        "of use on a head where it lies left of both baselines, which look at no query. The pilots’ keys come on top.",
+        "of use on a head where it lies left of both baselines, which look at no query. Logits are those of "
+        f"each query of {report.heads[0].name}, everything counted.",
         figure,
     )
 

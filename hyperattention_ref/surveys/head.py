@@ -20,7 +20,6 @@ from hyperattention_ref.measures.certificate import exact_rows
 from hyperattention_ref.measures.error_bounds import MEAN, ZERO, ErrorBounds, Found, Problem, Rule, bound_errors
 from hyperattention_ref.measures.key_shift import MOST_ROWS
 from hyperattention_ref.measures.kl_bounds import failure_probability, mean_lower, mean_upper
-from hyperattention_ref.plan.head_plan import HeadPlan
 from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.recipe import preset
 from hyperattention_ref.surveys.head_measures import (
@@ -85,10 +84,7 @@ def measure_head(head: AttentionMap, settings: SurveySettings) -> HeadMeasures:
         mass_rows=mass_rows,
         hardness=_hardness(query, key, head, settings, log_kappa_shifted=_log_kappa_shifted(q, k, head)),
         growth=_growth(query, key, head, settings),
-        recipes={
-            name: _recipe(name, plan.heads[0], masses[name], errors.bounds[name], settings)
-            for name, plan in plans.items()
-        },
+        recipes={name: _recipe(name, n, head.is_causal, masses[name], errors.bounds[name], settings) for name in plans},
         baselines={name: HeadErrors(**vars(errors.bounds[name])) for name in (ZERO, MEAN)},
         picture=picture,
         verdict=verdict,
@@ -183,14 +179,13 @@ def _plan(q, k, head: AttentionMap, name: str, settings: SurveySettings) -> Plan
     )
 
 
-def _recipe(name: str, plan: HeadPlan, mass: Mass, errors: ErrorBounds, settings: SurveySettings) -> RecipeMeasures:
+def _recipe(
+    name: str, n: int, is_causal: bool, mass: Mass, errors: ErrorBounds, settings: SurveySettings
+) -> RecipeMeasures:
     recipe = preset(name, settings.budget)
+    logits = recipe.logits_per_query(n, n, is_causal=is_causal, min_seq_len=settings.min_seq_len)
     return RecipeMeasures(
-        **vars(errors),
-        mass=mass,
-        logits_per_query=plan.n_logits / plan.n_q,
-        keys_per_query=recipe.keys_per_query,
-        pilot_rows=recipe.pilot_rows if recipe.needs_pilot else 0,
+        **vars(errors), mass=mass, keys_per_query=recipe.keys_per_query, logits_per_query=float(logits)
     )
 
 

@@ -95,15 +95,13 @@ class RecipeMeasures(HeadErrors):
     Attributes
     ----------
     mass : in the pairs that are computed exactly.
-    logits_per_query : logits that the plan evaluates, for each query.
-    keys_per_query : the budget.
-    pilot_rows : rows of the pilot; 0 without one.
+    keys_per_query : of the recipe, its budget.
+    logits_per_query : of the head, preparation included; see `Recipe.logits_per_query`.
     """
 
     mass: Mass
-    logits_per_query: float
     keys_per_query: int
-    pilot_rows: int
+    logits_per_query: float
 
 
 @dataclass(frozen=True, repr=False)

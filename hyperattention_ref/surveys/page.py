@@ -11,9 +11,9 @@ from hyperattention_ref.surveys.figures import draw_figures
 from hyperattention_ref.surveys.report import (
     VERDICTS,
     SurveyReport,
+    cost,
     error_number,
     error_words,
-    keys,
     kind,
     limits,
     overflows,
@@ -21,9 +21,9 @@ from hyperattention_ref.surveys.report import (
 )
 
 NAMES = {
+    "cost": cost,
     "error_number": error_number,
     "error_words": error_words,
-    "keys": keys,
     "kind": kind,
     "label": label,
     "limits": limits,

@@ -135,10 +135,9 @@ def make_report(
     return SurveyReport(record["file"], settings, tuple(heads), command, facts, comparison)
 
 
-def keys(recipe: RecipeMeasures) -> str:
-    """Logits for each query that a recipe computes, and those of its pilot."""
-    pilot = f" + {recipe.pilot_rows} pilot" if recipe.pilot_rows else ""
-    return f"{number(recipe.logits_per_query)}{pilot}"
+def cost(recipe: RecipeMeasures) -> str:
+    """Keys for each query of a recipe, and its logits for each query of the head, all counted."""
+    return f"{recipe.keys_per_query} keys, {number(recipe.logits_per_query)} logits"
 
 
 def kind(verdict: str) -> str:
@@ -240,6 +239,7 @@ def table(report: SurveyReport) -> Iterator[dict]:
         row["perplexity"] = h.perplexity["50 %"]
         row |= {f"exponent_{name}": head.exponent(name) for name in ("alpha", "alpha_sixteenth", "log_kappa")}
         for name, recipe in head.recipes.items():
+            row |= {f"keys_{name}": recipe.keys_per_query, f"logits_{name}": recipe.logits_per_query}
             row |= {f"mass_{name}": recipe.mass.estimate} | _error_cells(name, recipe)
         row |= _error_cells(ZERO, head.baselines[ZERO]) | _error_cells(MEAN, head.baselines[MEAN])
         yield row | {"verdict": head.verdict, "rule": head.rule, "rows_to_decide": head.rows_to_decide}

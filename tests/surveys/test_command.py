@@ -31,7 +31,7 @@ def test_the_demo_measures_the_shipped_heads(invoke, tmp_path):
     for head in hr.load_sample_heads():
         assert re.search(rf"{head.name} +512 ", result.output)
     assert "6 heads" in result.output
-    assert "costs as much as 32 more" in result.output
+    assert "local + heavy, 64 keys, 96 logits" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "local + heavy" in result.output
     assert (tmp_path / "out" / "report.html").exists()
 

@@ -67,8 +67,9 @@ def test_the_table_of_heads_fits_usual_terminals(heads, width, absent):
         (line,) = (line for line in output.splitlines() if line.startswith(head.name))
         assert error_words(head, head.best_recipe) in line
         assert label(head.best_recipe).split()[0] in line
-    assert ("In a wider terminal" in output) == bool(absent)
-    assert "estimate ± standard error ≤ bound at 95%" in " ".join(output.split())
+    words = " ".join(output.split())
+    assert ("In a wider terminal" in words) == bool(absent)
+    assert "estimate ± standard error ≤ bound at 95%" in words
 
 
 def test_a_short_text_is_not_broken_into_lines():

@@ -33,7 +33,7 @@ KEYS = {
     "hardness.perplexity": {"10 %", "50 %", "90 %"},
     "growth.0": {"n", "alpha", "alpha_sixteenth", "log_kappa"},
     "recipes": {"paper", "heavy", "window_sinks"},
-    "recipes.heavy": {"mass", "logits_per_query", "keys_per_query", "pilot_rows", *ERRORS},
+    "recipes.heavy": {"mass", "keys_per_query", "logits_per_query", *ERRORS},
     "recipes.heavy.mass": {"estimate", "low", "high"},
     "baselines": {"zero", "mean"},
     "baselines.mean": ERRORS,

@@ -32,6 +32,7 @@ def test_json_and_csv_hold_every_head(surveyed, heads):
     for row, head in zip(rows, heads, strict=True):
         assert float(row["alpha"]) == head.hardness.alpha
         heavy = head.recipes["heavy"]
+        assert (float(row["keys_heavy"]), float(row["logits_heavy"])) == (16, 48)  # the pilot has 32 rows
         assert float(row["error_heavy"]) == heavy.relative_frobenius_estimate
         assert float(row["standard_error_heavy"]) == heavy.relative_frobenius_standard_error > 0
         assert float(row["error_low_heavy"]) == heavy.relative_frobenius_low < heavy.relative_frobenius_estimate
@@ -54,7 +55,7 @@ def test_the_page_stands_alone_and_shows_every_head_verdict_and_rule(surveyed, h
         assert page.count(f'<details id="{head.name}">') == 1
         assert re.search(rf'<a href="#{head.name}" class="k\d" title="{head.name}: {re.escape(head.verdict)};', page)
         assert f"<b>{head.verdict}</b><small>{head.rule}</small>" in page
-    assert "16 + 32 pilot" in page
+    assert "heavy, 16 keys, 48 logits</th>" in page
     assert "nan" not in page.lower().split("<figure>")[0]
 
 

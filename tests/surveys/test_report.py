@@ -10,9 +10,9 @@ from hyperattention_ref.pages.wording import label
 from hyperattention_ref.surveys.report import (
     VERDICTS,
     SurveyReport,
+    cost,
     error_number,
     error_words,
-    keys,
     kind,
     limits,
     table,
@@ -109,9 +109,9 @@ def test_an_error_is_a_number_or_an_estimate_with_its_bound(heads):
     assert error_words(head, "zero") == "1.00"
 
 
-def test_keys_of_a_recipe_name_its_pilot(heads):
-    assert keys(heads[0].recipes["heavy"]) == "16 + 32 pilot"
-    assert keys(heads[0].recipes["paper"]) == "16"
+def test_the_cost_of_a_recipe_counts_its_pilot(heads):
+    assert cost(heads[0].recipes["heavy"]) == "16 keys, 48 logits"
+    assert cost(heads[0].recipes["paper"]) == "16 keys, 16 logits"
 
 
 def test_the_table_has_a_row_for_each_head_with_one_set_of_columns(report):
