@@ -51,7 +51,7 @@ class BlockedNumpy:
                 out[a:c], lse[a:c] = exact_head(q[a:c], k[a:c], v[a:c], scale, is_causal=True)
             for rectangle in head_plan.rectangles:
                 rows, keys = rectangle.rows_and_keys
-                part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, head_plan.lists, scale)
+                part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, head_plan, scale)
                 out[rows], lse[rows] = merge_attention((out[rows], lse[rows]), part)
             return out, lse
 
@@ -130,13 +130,13 @@ def listed_attention(q, k, v, lists, scale):
     return softmax.finish()
 
 
-def rectangle_attention(q, k, v, rectangle, lists, scale):
+def rectangle_attention(q, k, v, rectangle, head_plan, scale):
     """Rules 3, 4 and 7 of the Plan: exact keys, then each view, then the sampled keys, every masked pair once.
 
-    Pairs in `lists`, those of the head or None, belong to another part.
+    Pairs in the lists of the head belong to another part.
     """
     softmax = RunningSoftmax(q, k, v, scale)
-    all_queries, listed = np.arange(len(q)), _listed_pairs(rectangle, lists)
+    all_queries, listed = np.arange(len(q)), _listed_pairs(rectangle, head_plan)
     softmax.attend(all_queries, rectangle.exact_keys, excluded=listed)
     for rows, keys, earlier in blocks_of_views(rectangle):
         softmax.attend(rows, keys, excluded=_either(earlier, listed))
@@ -144,13 +144,13 @@ def rectangle_attention(q, k, v, rectangle, lists, scale):
     softmax.attend(all_queries, rectangle.sampled_keys, rectangle.log_weights, masked)
     exact = softmax.finish()
     far = FarPart.fit(k, v, rectangle, scale, partial(exact_head, scale=scale, is_causal=False))
-    return exact if far is None else merge_attention(exact, _far_attention(far, q, k, v, rectangle, lists, scale))
+    return exact if far is None else merge_attention(exact, _far_attention(far, q, k, v, rectangle, head_plan, scale))
 
 
-def _far_attention(far, q, k, v, rectangle, lists, scale):
+def _far_attention(far, q, k, v, rectangle, head_plan, scale):
     """Rule 4 with landmarks: what the pilots make of all far keys, less the pairs that are exact."""
     combination, sums, shift = far.combination(q, scale)
-    for rows, keys, earlier in _exact_blocks(rectangle, lists):
+    for rows, keys, earlier in _exact_blocks(rectangle, head_plan):
         for row_tile in _tiles(len(rows), TILE_QUERIES):
             r = rows[row_tile]
             for key_tile in _tiles(len(keys), TILE_KEYS):
@@ -161,18 +161,18 @@ def _far_attention(far, q, k, v, rectangle, lists, scale):
     return far.finish(sums, shift)
 
 
-def _exact_blocks(rectangle, lists):
+def _exact_blocks(rectangle, head_plan):
     """`blocks_of_views` without listed pairs, then the blocks of the lists in the rectangle."""
-    listed = _listed_pairs(rectangle, lists)
+    lists, listed = head_plan.lists, _listed_pairs(rectangle, head_plan)
     for rows, keys, earlier in blocks_of_views(rectangle):
         yield rows, keys, _either(earlier, listed)
     for rows, keys in lists.blocks(rectangle.place) if lists else ():
         yield rows, keys, lambda rows, keys: np.broadcast_to(rectangle.is_exact[keys], (len(rows), len(keys)))
 
 
-def _listed_pairs(rectangle, lists):
-    """The function that marks listed pairs, counted from the rectangle's corner; None if there are no lists."""
-    return lists and (lambda rows, keys: lists.pairs(rows + rectangle.query_start, keys + rectangle.key_start))
+def _listed_pairs(rectangle, head_plan):
+    """The function that marks the listed pairs of a rectangle; None if there are no lists."""
+    return head_plan.lists and partial(head_plan.listed, rectangle)
 
 
 def blocks_of_views(rectangle):
