@@ -23,6 +23,7 @@ usage: hyperattention [-h] [--version] COMMAND [OPTIONS]
   capture        keep the queries, keys and values of a model
   perplexity     replace a model's attention: its loss and its time
   bench          time HyperAttention on this machine
+  bench-heads    time each recipe to an error on real heads
   bench-gpu      time the GPU backends on this machine's GPU
   backends       list the known backends and say of each whether it can run here
   warmup         compile the kernels of the numba backend, so that no call has to
@@ -77,6 +78,7 @@ def app():
     from hyperattention_ref.backend_tools import command as backend_tools
     from hyperattention_ref.bench import command as bench
     from hyperattention_ref.bench.gpu import command as bench_gpu
+    from hyperattention_ref.bench.heads import command as bench_heads
     from hyperattention_ref.perplexity import command as perplexity
     from hyperattention_ref.surveys import command as measure
     from hyperattention_ref.verify import command as verify
@@ -102,6 +104,7 @@ def app():
     measure.add_to(cli)
     perplexity.add_to(cli)
     bench.add_to(cli)
+    bench_heads.add_to(cli)
     bench_gpu.add_to(cli)
     backend_tools.add_to(cli)
     return cli

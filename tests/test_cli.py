@@ -141,6 +141,10 @@ def test_a_reader_who_has_enough_is_no_error(tmp_path):
 INTERRUPTED = {
     "verify": ((), "nothing is saved before the end; --quick takes seconds"),
     "measure": (("--demo", "--backend", "numpy"), "finished heads are in {out}; the same command goes on there"),
+    "bench-heads": (
+        ("--demo", "--backend", "numpy", "--against", "none", "--recipes", "landmarks"),
+        "finished cases are in {out}; the same command goes on there",
+    ),
     "bench": (
         ("--backend", "numpy", "--against", "none"),
         "finished cases are in {out}; the same command goes on there",

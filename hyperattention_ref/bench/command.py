@@ -10,7 +10,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer import Option
 
-from hyperattention_ref.bench.cases import BenchSettings, RunSettings
+from hyperattention_ref.bench.cases import BenchSettings
+from hyperattention_ref.foundation.results import Result
 from hyperattention_ref.pages.command import BAD_INPUT, console, interruptible, refuse
 from hyperattention_ref.pages.threads import available_cores
 
@@ -23,7 +24,7 @@ Repeats = Annotated[int, Option(help="Timed runs of each call.")]
 Seed = Annotated[int, Option(help="Seed of everything random.")]
 Out = Annotated[Path, Option(help="Folder of the results; a benchmark that was interrupted resumes there.")]
 
-SomeSettings = TypeVar("SomeSettings", bound=RunSettings)
+SomeSettings = TypeVar("SomeSettings", bound=Result)
 LENGTHS, BACKENDS, FAMILIES = list(BenchSettings.n), list(BenchSettings.backends), list(BenchSettings.families)
 AGAINST = ",".join(BenchSettings.against)
 BACKEND = "Backend; may be repeated. All is compared with the first."

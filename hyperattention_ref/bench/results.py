@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from textwrap import shorten
 
 from hyperattention_ref.bench.cases import Contestant
 from hyperattention_ref.bench.check import Check
 from hyperattention_ref.foundation.results import Result
+
+LONGEST_REASON = 300
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line of limited length."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return shorten(f"{type(error).__name__}: {first}" if first else type(error).__name__, LONGEST_REASON)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

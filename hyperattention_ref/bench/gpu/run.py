@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from textwrap import shorten
 from typing import Any, NamedTuple
 
 from hyperattention_ref.bench.cases import EXTERNAL, Contestant, Heads
@@ -19,6 +18,7 @@ from hyperattention_ref.bench.gpu.device import Gpu
 from hyperattention_ref.bench.gpu.report import GpuReport
 from hyperattention_ref.bench.gpu.results import ConformanceResult, GpuCaseResult, GpuCeilings, GpuContestantResult
 from hyperattention_ref.bench.output_checker import OutputChecker
+from hyperattention_ref.bench.results import reason_of
 from hyperattention_ref.bench.run import claimed_folder
 from hyperattention_ref.bench.timing import timed
 from hyperattention_ref.foundation.registry import get_backend
@@ -30,7 +30,6 @@ from hyperattention_ref.pages.threads import available_cores
 PACKAGES = ("hyperattention-ref", "numpy", "numba", "numba-cuda", "torch")
 WORKERS = 8
 """Heads whose rows the host computes at a time, at most; each takes up to a GB at n = 131072."""
-LONGEST_REASON = 300
 CEILINGS = "ceilings"
 
 
@@ -180,9 +179,3 @@ def _path(name: str, heads: Heads) -> dict[str, str | None] | None:
     """Which kernels the backend has for these arrays, and why no better ones, if it says so."""
     path = getattr(get_backend(name), "attention_path", None)
     return path(*heads.arrays)._asdict() if path else None
-
-
-def reason_of(error: Exception) -> str:
-    """An error in one line of limited length."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return shorten(f"{type(error).__name__}: {first}" if first else type(error).__name__, LONGEST_REASON)
