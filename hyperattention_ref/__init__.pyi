@@ -11,6 +11,7 @@ from .measures.hardness_parameters import Hardness, causal_hardness, hardness
 from .measures.key_shift import best_key_shift
 from .measures.mask_mass import captured_mass
 from .measures.norms import frobenius_norm, operator_norm, stable_rank
+from .measures.nystrom import nystrom_attention
 from .measures.oracle import oracle_attention, oracle_mask
 from .measures.projected_error import projected_error
 from .measures.row_estimates import estimate_hardness
@@ -86,6 +87,7 @@ __all__ = [
     "make_plan",
     "measure_head",
     "merge_attention",
+    "nystrom_attention",
     "operator_norm",
     "oracle_attention",
     "oracle_mask",

@@ -444,6 +444,7 @@ HOST_FUNCTIONS = {
     "spectral_error": lambda q, k, v: hr.spectral_error(q, k, v, v),
     "captured_mass": lambda q, k, v: hr.captured_mass(q, k, None),
     "oracle_attention": lambda q, k, v: hr.oracle_attention(q, k, v, 4),
+    "nystrom_attention": lambda q, k, v: hr.nystrom_attention(q, k, v, 4),
     "attention_probabilities": lambda q, k, v: hr.attention_probabilities(q, k),
     "operator_norm": lambda q, k, v: hr.operator_norm(q),
     "hamming_sorted_lsh": lambda q, k, v: hr.hamming_sorted_lsh(q, np.ones((2, 8))),
