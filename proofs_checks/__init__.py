@@ -35,6 +35,7 @@ STATEMENTS = (
     "merge_monoid",
     "practical",
     "landmarks",
+    "pages",
     "counterexamples",
 )
 """Module names, in the order of the paper."""

@@ -21,7 +21,7 @@ CHECKS = {name for row in ROWS for name in re.findall(r"`(\w+)`", row[2])}
 RESULTS = {"ApproxDResult", "RowNormSample", "Hardness", "SpectralError"}
 BACKENDS = {"available_backends", "backend_status"}
 # The tables of the map are about the paper; measuring real maps goes beyond it.
-RECIPES = {"BlockLists", "Recipe", "RECIPES", "preset", "captured_mass"}
+RECIPES = {"Recipe", "RECIPES", "preset", "captured_mass"}
 BASELINES = {"nystrom_attention", "oracle_attention", "oracle_mask"}
 ESTIMATES = {"certify", "projected_error", "estimate_hardness", "best_key_shift"}
 MAPS = {"AttentionMap", "MapFile", "MapWriter", "LayerMaps", "capture", "capturing", "capture_text"}

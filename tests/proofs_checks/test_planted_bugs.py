@@ -19,12 +19,14 @@ from hyperattention_ref.paper import (
     lemma_2_sampled_product,
     row_sums,
 )
-from hyperattention_ref.plan import landmark_choice, merge
+from hyperattention_ref.plan import landmark_choice, merge, pages
+from hyperattention_ref.plan.block_lists import BlockLists
 from hyperattention_ref.plan.block_mask import BlockMask
 from hyperattention_ref.plan.landmarks import Landmarks
 from hyperattention_ref.proofs_checks import Settings, counterexamples, run_checks, theorem_1
 from hyperattention_ref.proofs_checks import definition_1 as definition_1_check
 from hyperattention_ref.proofs_checks import landmarks as landmarks_check
+from hyperattention_ref.proofs_checks import pages as pages_check
 from hyperattention_ref.proofs_checks.verdict import HOLDS
 
 PLACE = "the planted bug must be revised: its place in the source has changed"
@@ -319,6 +321,30 @@ PLANTED = {
         "weights @ self.mix",
         "weights",
         landmarks_check.check,
+        GAUSSIAN,
+    ),
+    "the least wanted pages picked": (
+        pages,
+        "pick_level",
+        "np.argsort(-score",
+        "np.argsort(score",
+        pages_check.check,
+        GAUSSIAN,
+    ),
+    "scores of pages not counted": (
+        pages.Paging,
+        "n_logits",
+        "(self.n_scores(top) if top else 0)",
+        "0",
+        pages_check.check,
+        GAUSSIAN,
+    ),
+    "views of lists with the first page only": (
+        BlockLists,
+        "views",
+        "[lengths > t] + t",
+        "[lengths > t]",
+        pages_check.check,
         GAUSSIAN,
     ),
 }
