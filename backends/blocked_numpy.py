@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import AttentionSums, each_head
+from hyperattention_ref.foundation.backend import GRADIENTS, AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.paper.definition_1_sorted_lsh import gray_rank, scaled_rows
 from hyperattention_ref.plan.merge import merge_attention
@@ -25,6 +25,7 @@ class BlockedNumpy:
     """Attention in tiles with a running softmax."""
 
     name = "numpy"
+    lacks = frozenset({GRADIENTS})
 
     def unavailable(self) -> str | None:
         return None

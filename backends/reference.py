@@ -10,8 +10,10 @@ import numpy as np
 from hyperattention_ref.foundation.backend import AttentionSums, each_head
 from hyperattention_ref.paper.definition_1_sorted_lsh import hamming_sorted_lsh
 from hyperattention_ref.plan.block_mask import dense_mask
-from hyperattention_ref.plan.landmarks import FLOOR, RIDGE
+from hyperattention_ref.plan.landmarks import FLOOR
 from hyperattention_ref.plan.merge import NEUTRAL, merge_attention
+
+from .reference_gradient import Upstream, far_fit, head_gradient, rectangle_logits
 
 
 class Reference:
@@ -39,6 +41,16 @@ class Reference:
             q1, k1, v1 = (x.astype(np.float64) for x in head)
             out[index], lse[index] = self._head(q1, k1, v1, head_plan, scale)
         return out, lse
+
+    def attention_gradient(self, q, k, v, plan, out, lse, dout, dlse, *, scale, is_causal):
+        gradients = tuple(np.empty(x.shape) for x in (q, k, v))
+        for index, head_plan, *head in each_head(plan, q, k, v, out, lse[..., None], dout, dlse[..., None]):
+            q1, k1, v1, out1, lse1, dout1, dlse1 = (x.astype(np.float64) for x in head)
+            upstream = Upstream(out1, lse1[:, 0], dout1, dlse1[:, 0])
+            found = head_gradient(q1, k1, v1, head_plan, upstream, scale, is_causal)
+            for result, x in zip(gradients, found, strict=True):
+                result[index] = x
+        return gradients
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
         exists = np.tri(len(q), len(k), dtype=bool) if is_causal else np.ones((len(q), len(k)), dtype=bool)
@@ -90,19 +102,11 @@ def rectangle_attention(q, k, v, rectangle, listed, scale):
 
     Pairs that are listed belong to another part.
     """
-    exact = _masked_and_sampled(q, k, v, rectangle, listed, scale)
+    logits, keys = rectangle_logits(q, k, rectangle, listed, scale)
+    exact = softmax_average(logits, v[keys])
     if rectangle.landmarks is None:
         return exact
     return merge_attention(exact, far_part(q, k, v, rectangle, listed, scale))
-
-
-def _masked_and_sampled(q, k, v, rectangle, listed, scale):
-    logits = scale * q @ k.T
-    mask = rectangle.toarray()
-    drawn = rectangle.sampled_keys
-    masked = np.where(mask & ~listed, logits, -np.inf)
-    sampled = np.where((mask | listed)[:, drawn], -np.inf, logits[:, drawn] + rectangle.log_weights)
-    return softmax_average(np.hstack([masked, sampled]), np.vstack([v, v[drawn]]))
 
 
 def far_part(q, k, v, rectangle, listed, scale):
@@ -110,20 +114,13 @@ def far_part(q, k, v, rectangle, listed, scale):
     landmarks, far = rectangle.landmarks, np.flatnonzero(~rectangle.is_exact)
     if far.size == 0:
         return np.zeros((len(q), v.shape[1])), np.full(len(q), NEUTRAL[1])
-    marks = landmarks.keys
-    y = scale * (k - k[marks].mean(axis=0)) @ landmarks.factor  # y_l = s Fᵀ (k_l - mean of the landmarks)
-    w = scale * k @ landmarks.mean + np.sum(y**2, axis=1) / 2  # w_l = s μ·k_l + |y_l|²/2
-    half_squares = np.stack([np.sum((y - y[c]) ** 2, axis=1) / 2 for c in marks])
-    ridged = np.exp(-half_squares[:, marks]) + RIDGE * np.eye(marks.size)  # K_CC + λI
-    columns = w[far] - half_squares[:, far]  # log of K_C· e^w
-    top = columns.max()
-    g = np.linalg.solve(ridged, np.exp(columns - top))  # G = e^{-w_C} (K_CC + λI)⁻¹ K_C· e^w
-    rows = scale * q @ k[marks].T - w[marks] + top
+    fit = far_fit(k, landmarks, far, scale)
+    rows = scale * q @ k[landmarks.keys].T - fit.w[landmarks.keys] + fit.top
     shift = rows.max(axis=1)
     e = np.exp(rows - shift[:, None])
-    estimates = e @ g  # e^{s q·k_l} ≈ Σ_j e^{s q·k_j} G_jl
+    estimates = e @ fit.g  # e^{s q·k_l} ≈ Σ_j e^{s q·k_j} G_jl
     estimates[(rectangle.toarray() | listed)[:, far]] = 0
-    return weighted_mean(estimates, v[far], shift, FLOOR * e @ np.abs(g.sum(axis=1)))
+    return weighted_mean(estimates, v[far], shift, FLOOR * e @ np.abs(fit.g.sum(axis=1)))
 
 
 def weighted_mean(weights, v, shift, least):

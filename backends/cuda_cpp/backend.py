@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from hyperattention_ref.foundation import inputs
-from hyperattention_ref.foundation.backend import BLOCK_LISTS, LANDMARKS, AttentionSums
+from hyperattention_ref.foundation.backend import BLOCK_LISTS, GRADIENTS, LANDMARKS, AttentionSums
 from hyperattention_ref.foundation.memory import library_of
 from hyperattention_ref.plan.head_plan import Rectangle
 
@@ -69,7 +69,7 @@ class CudaBackend:
         is refused where it cannot run; None for the kernels of this library.
     """
 
-    lacks = frozenset({BLOCK_LISTS, LANDMARKS})
+    lacks = frozenset({BLOCK_LISTS, LANDMARKS, GRADIENTS})
 
     def __init__(self, device: Device, path: str = "auto", exact: ExactPrimitive | None = None):
         if path not in PATHS:

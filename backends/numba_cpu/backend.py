@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import AttentionSums, each_head
+from hyperattention_ref.foundation.backend import GRADIENTS, AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
 from hyperattention_ref.plan import pages
@@ -33,6 +33,7 @@ class NumbaCPU:
     """Attention in compiled tiles."""
 
     name = "numba"
+    lacks = frozenset({GRADIENTS})
 
     def unavailable(self) -> str | None:
         from numba import config

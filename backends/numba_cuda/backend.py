@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import BLOCK_LISTS, LANDMARKS, AttentionSums, each_head
+from hyperattention_ref.foundation.backend import BLOCK_LISTS, GRADIENTS, LANDMARKS, AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
@@ -29,7 +29,7 @@ class NumbaCuda:
     """Attention on one CUDA device, Numba's current one."""
 
     name = NAME
-    lacks = frozenset({BLOCK_LISTS, LANDMARKS})
+    lacks = frozenset({BLOCK_LISTS, LANDMARKS, GRADIENTS})
 
     def __init__(self, device: NumbaDevice | None = None):
         self.device = device or NumbaDevice()

@@ -16,6 +16,8 @@ ARRAYS = ("log_total", "log_unmasked", "column_sums", "column_squares", "entropy
 """The fields of `AttentionSums` that are arrays, in the memory of the backend; the others are floats."""
 BLOCK_LISTS, LANDMARKS = "block lists", "landmarks"
 """The parts of a Plan that a backend may lack."""
+GRADIENTS, LANDMARK_GRADIENTS = "gradients", "gradients of landmarks"
+"""The other things that it may lack: `attention_gradient` as a whole, or for a Plan with landmarks."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,8 +57,9 @@ class Backend(Protocol):
     arrive as its views, results are arrays of the caller's library. Plans, masks, hyperplanes, samples and caps are
     decisions and lie on the host.
 
-    A backend that cannot compute every part of a Plan names those it `lacks`, a set of `BLOCK_LISTS`, `LANDMARKS`.
-    Plans with these parts are refused before they reach it, and the conformance suite makes none.
+    A backend that cannot compute everything names what it `lacks`, a set of `BLOCK_LISTS`, `LANDMARKS`, `GRADIENTS`
+    and `LANDMARK_GRADIENTS`. Calls that need one of these are refused before they reach it, and the conformance suite
+    makes none. One that lacks `GRADIENTS` needs no `attention_gradient`.
 
     A backend that hashes and sorts where its arrays lie may also offer `drawn_attention(q, k, v, noise, planner, *,
     scale, extremes)`: (out, lse) of the Plan that a `plan.planner.Planner` of the paper's recipe makes from its noise,
@@ -78,6 +81,17 @@ class Backend(Protocol):
     def planned_attention(self, q, k, v, plan, *, scale: float) -> tuple[Any, Any]:
         """(out, lse) of the attention of `plan`; `plan.heads` follow the leading shape in row-major order."""
 
+    def attention_gradient(
+        self, q, k, v, plan, out, lse, dout, dlse, *, scale: float, is_causal: bool
+    ) -> tuple[Any, Any, Any]:
+        """(dq, dk, dv): the gradient of Σ dout∘out + Σ dlse∘lse, all decisions of the plan held constant.
+
+        `plan` is None for exact attention, causal or not; `is_causal` is the plan's otherwise. `out` and `lse` are what
+        `exact_attention` or `planned_attention` returned for these arguments, `dout` is of the shape of `out` and
+        `dlse` of that of `lse`. A query that met no key gets 0. The results have the shapes of q, k and v, and are of
+        the type of `lse`, or float64. Cost about 2.5 times the forward pass, memory O(n d).
+        """
+
     def attention_sums(self, q, k, mask, *, scale: float, is_causal: bool) -> AttentionSums:
         """Row and column sums of one head, q `(n_q, d)` and k `(n_k, d)`.
 
@@ -98,13 +112,15 @@ class Backend(Protocol):
 
 
 def lacks(backend: Backend, parts) -> set[str]:
-    """Which of these parts of a Plan the backend cannot compute."""
+    """Which of these parts of a Plan, or other things, the backend cannot compute."""
     return set(parts) & set(getattr(backend, "lacks", ()))
 
 
 def missing_members(x) -> list[str]:
     """What an object lacks to be a Backend."""
     members = [*Backend.__annotations__, *(name for name in vars(Backend) if not name.startswith("_"))]
+    if lacks(x, {GRADIENTS}):
+        members.remove("attention_gradient")
     return [name for name in dict.fromkeys(members) if not hasattr(x, name)]
 
 

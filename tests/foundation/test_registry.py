@@ -96,7 +96,7 @@ def test_what_a_backend_lacks_is_named(monkeypatch):
         name = "half"
         hash_codes = exact_attention = planned_attention = attention_sums = None
 
-    lacks = "lacks unavailable, transposed_attention, capped_sums"
+    lacks = "lacks unavailable, attention_gradient, transposed_attention, capped_sums"
     with pytest.raises(TypeError, match=f"backend is .*Half.*: it {lacks}$"):
         hr.exact_attention(*heads(), backend=Half())
     with pytest.raises(TypeError, match=r"not a class: pass an instance, Mine\(\)"):
