@@ -10,14 +10,28 @@ from functools import partial
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import GRADIENTS, AttentionSums, each_head
+from hyperattention_ref.foundation.backend import LANDMARK_GRADIENTS, AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.paper.definition_1_sorted_lsh import gray_rank, scaled_rows
 from hyperattention_ref.plan.merge import merge_attention
 
+from .blocked_gradient import head_gradient
 from .far_part import FarPart
+from .tiles import (
+    TILE_KEYS,
+    TILE_QUERIES,
+    Tiles,
+    blocks_of_views,
+    cut,
+    either,
+    exact_pieces,
+    in_one_block,
+    listed_pairs,
+    listed_pieces,
+    rectangle_pieces,
+)
+from .upstream import gradients_of_heads
 
-TILE_QUERIES, TILE_KEYS = 512, 1024  # a tile of logits is at most 4 MB in float64
 PANEL_BYTES = 2**24  # a panel holds a few rows of logits by all keys; with its copies it stays in the last-level cache
 
 
@@ -25,7 +39,7 @@ class BlockedNumpy:
     """Attention in tiles with a running softmax."""
 
     name = "numpy"
-    lacks = frozenset({GRADIENTS})
+    lacks = frozenset({LANDMARK_GRADIENTS})
 
     def unavailable(self) -> str | None:
         return None
@@ -35,7 +49,7 @@ class BlockedNumpy:
         planes = scaled_rows(planes).astype(work)
         codes = np.empty(x.shape[:-1], dtype=np.int64)
         for index, _, rows in each_head(None, x):
-            for tile in _tiles(len(rows), TILE_QUERIES):
+            for tile in cut(len(rows), TILE_QUERIES):
                 codes[index][tile] = gray_rank(scaled_rows(rows[tile].astype(work, copy=False)) @ planes.T > 0)
         return codes
 
@@ -47,16 +61,20 @@ class BlockedNumpy:
 
     def planned_attention(self, q, k, v, plan, *, scale):
         def one_head(q, k, v, head_plan):
-            out, lse = listed_attention(q, k, v, head_plan.lists, scale)
+            out, lse = attention(q, k, v, scale, listed_pieces(head_plan.lists))
             for a, c in head_plan.leaves:
                 out[a:c], lse[a:c] = exact_head(q[a:c], k[a:c], v[a:c], scale, is_causal=True)
             for rectangle in head_plan.rectangles:
                 rows, keys = rectangle.rows_and_keys
-                part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, head_plan, scale)
+                part = rectangle_attention(q[rows], k[keys], v[keys], rectangle, head_plan.lists, scale)
                 out[rows], lse[rows] = merge_attention((out[rows], lse[rows]), part)
             return out, lse
 
         return _over_heads(one_head, plan, q, k, v)
+
+    def attention_gradient(self, q, k, v, plan, out, lse, dout, dlse, *, scale, is_causal):
+        one_head = partial(head_gradient, scale=scale, is_causal=is_causal)
+        return gradients_of_heads(one_head, plan, q, k, v, (out, lse, dout, dlse), working_dtype(q))
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
         work = working_dtype(q)
@@ -66,7 +84,7 @@ class BlockedNumpy:
         columns = {name: np.zeros(n_k) for name in ("column_sums", "column_squares")}
         logit_min, logit_max = np.inf, -np.inf
         marked = _marked_rows(mask)
-        for panel in _tiles(n_q, max(1, PANEL_BYTES // (n_k * work.itemsize))):
+        for panel in cut(n_q, max(1, PANEL_BYTES // (n_k * work.itemsize))):
             r = np.arange(n_q)[panel]
             m = r[-1] + 1 if is_causal else n_k  # keys that some query of the panel meets
             hidden = np.arange(m) > r[:, None] if is_causal else np.zeros((1, m), dtype=bool)
@@ -96,7 +114,7 @@ class BlockedNumpy:
         work = working_dtype(q)
         q, k, y, lse = (x.astype(work, copy=False) for x in (q, k, y, lse))
         out = np.zeros((len(k), y.shape[1]), work)
-        for rows, keys, logits in RunningSoftmax(q, k, k[:, :0], scale).existing_tiles(is_causal):
+        for rows, keys, logits in Tiles(q, k, scale).of(exact_pieces(len(q), len(k), is_causal)):
             logits -= lse[rows, None]
             out[keys] += np.exp(logits, out=logits).T @ y[rows]
         return out
@@ -104,57 +122,44 @@ class BlockedNumpy:
     def capped_sums(self, q, k, mask, samples, log_caps, *, scale):
         work = working_dtype(q)
         q, k, log_caps = (x.astype(work, copy=False) for x in (q, k, log_caps))
-        softmax = RunningSoftmax(q, k, k[:, :0], scale)
+        softmax = RunningSoftmax(len(q), 0, work)
         n_capped = np.zeros(len(q), np.int64)
-        for rows, keys, logits in softmax.tiles(np.arange(len(q)), samples, excluded=_marked_pairs(mask)):
+        draws = [(np.arange(len(q)), samples, None, _marked_pairs(mask))]
+        for rows, keys, logits in Tiles(q, k, scale).of(draws):
             caps = log_caps[rows, None]
             n_capped[rows] += (logits > caps).sum(axis=1)  # an excluded pair has the logit -inf, above no cap
-            softmax.fold(rows, np.minimum(logits, caps, out=logits), softmax.v[keys])
+            softmax.fold(rows, np.minimum(logits, caps, out=logits), k[keys, :0])
         _, log_sums = softmax.finish()
         return log_sums, n_capped
 
 
 def exact_head(q, k, v, scale, is_causal):
     """Exact attention of one head."""
-    softmax = RunningSoftmax(q, k, v, scale)
-    for rows, keys, logits in softmax.existing_tiles(is_causal):
+    return attention(q, k, v, scale, exact_pieces(len(q), len(k), is_causal))
+
+
+def rectangle_attention(q, k, v, rectangle, lists, scale):
+    """What a rectangle adds to its rows: masked and sampled pairs, and the far part."""
+    exact = attention(q, k, v, scale, rectangle_pieces(rectangle, lists))
+    far = FarPart.fit(k, v, rectangle, scale, partial(exact_head, scale=scale, is_causal=False))
+    return exact if far is None else merge_attention(exact, _far_attention(far, q, k, v, rectangle, lists, scale))
+
+
+def attention(q, k, v, scale, pieces):
+    """(out, lse) of the softmax over the pieces."""
+    softmax = RunningSoftmax(len(q), v.shape[1], q.dtype)
+    for rows, keys, logits in Tiles(q, k, scale).of(pieces):
         softmax.fold(rows, logits, v[keys])
     return softmax.finish()
 
 
-def listed_attention(q, k, v, lists, scale):
-    """Rule 11 of the Plan: the pairs of BlockLists; none if `lists` is None."""
-    softmax = RunningSoftmax(q, k, v, scale)
-    hidden = _after if lists and lists.is_causal else None
-    for rows, keys in lists.blocks() if lists else ():
-        softmax.attend(rows, keys, excluded=hidden)
-    return softmax.finish()
-
-
-def rectangle_attention(q, k, v, rectangle, head_plan, scale):
-    """Rules 3, 4 and 7 of the Plan: exact keys, then each view, then the sampled keys, every masked pair once.
-
-    Pairs in the lists of the head belong to another part.
-    """
-    softmax = RunningSoftmax(q, k, v, scale)
-    all_queries, listed = np.arange(len(q)), _listed_pairs(rectangle, head_plan)
-    softmax.attend(all_queries, rectangle.exact_keys, excluded=listed)
-    for rows, keys, earlier in blocks_of_views(rectangle):
-        softmax.attend(rows, keys, excluded=_either(earlier, listed))
-    masked = _either(in_one_block(*rectangle.block_numbers(exact_keys=True)), listed)
-    softmax.attend(all_queries, rectangle.sampled_keys, rectangle.log_weights, masked)
-    exact = softmax.finish()
-    far = FarPart.fit(k, v, rectangle, scale, partial(exact_head, scale=scale, is_causal=False))
-    return exact if far is None else merge_attention(exact, _far_attention(far, q, k, v, rectangle, head_plan, scale))
-
-
-def _far_attention(far, q, k, v, rectangle, head_plan, scale):
+def _far_attention(far, q, k, v, rectangle, lists, scale):
     """Rule 4 with landmarks: what the pilots make of all far keys, less the pairs that are exact."""
     combination, sums, shift = far.combination(q, scale)
-    for rows, keys, earlier in _exact_blocks(rectangle, head_plan):
-        for row_tile in _tiles(len(rows), TILE_QUERIES):
+    for rows, keys, earlier in _exact_blocks(rectangle, lists):
+        for row_tile in cut(len(rows), TILE_QUERIES):
             r = rows[row_tile]
-            for key_tile in _tiles(len(keys), TILE_KEYS):
+            for key_tile in cut(len(keys), TILE_KEYS):
                 s = keys[key_tile]
                 estimates = combination[r] @ far.shares(k[s]).T
                 estimates[earlier(r, s)] = 0  # landmarks are exact keys: there is something earlier
@@ -162,97 +167,22 @@ def _far_attention(far, q, k, v, rectangle, head_plan, scale):
     return far.finish(sums, shift)
 
 
-def _exact_blocks(rectangle, head_plan):
+def _exact_blocks(rectangle, lists):
     """`blocks_of_views` without listed pairs, then the blocks of the lists in the rectangle."""
-    lists, listed = head_plan.lists, _listed_pairs(rectangle, head_plan)
+    listed = listed_pairs(rectangle, lists)
     for rows, keys, earlier in blocks_of_views(rectangle):
-        yield rows, keys, _either(earlier, listed)
+        yield rows, keys, either(earlier, listed)
     for rows, keys in lists.blocks(rectangle.place) if lists else ():
         yield rows, keys, lambda rows, keys: np.broadcast_to(rectangle.is_exact[keys], (len(rows), len(keys)))
-
-
-def _listed_pairs(rectangle, head_plan):
-    """The function that marks the listed pairs of a rectangle; None if there are no lists."""
-    return head_plan.lists and partial(head_plan.listed, rectangle)
-
-
-def blocks_of_views(rectangle):
-    """Yield (rows, keys, earlier) for each block of each view; `earlier` marks the pairs of exact keys, earlier views.
-
-    `earlier` is as `in_one_block` returns it.
-    """
-    query_blocks, key_blocks = rectangle.block_numbers(exact_keys=True)
-    for u, view in enumerate(rectangle.views, start=len(query_blocks) - len(rectangle.views)):
-        earlier = in_one_block(query_blocks[:u], key_blocks[:u])
-        for block in range(view.n_blocks):
-            yield *view.block(block), earlier
-
-
-def _after(rows, keys):
-    """The tile of pairs whose key comes after the query."""
-    return keys > rows[:, None]
-
-
-def _either(one, other):
-    """The function that marks a pair that one of two such functions marks; None marks nothing."""
-    if one is None or other is None:
-        return one or other
-    return lambda rows, keys: one(rows, keys) | other(rows, keys)
-
-
-def in_one_block(query_blocks, key_blocks):
-    """A function (rows, keys) -> the boolean tile of pairs that some view has in one block; None if there is no view.
-
-    Each view is a row of block numbers, as `Rectangle.block_numbers` gives them.
-    """
-
-    def pairs(rows, keys):
-        return (query_blocks[:, rows, None] == key_blocks[:, None, keys]).any(axis=0)
-
-    return pairs if len(query_blocks) else None
 
 
 class RunningSoftmax:
     """For each query the largest logit so far, the sum of exp(logit - largest) and the same sum with the values."""
 
-    def __init__(self, q, k, v, scale):
-        self.q, self.k, self.v = q, k, v
-        self.scale = q.dtype.type(scale)
-        self.top = np.full(len(q), -np.inf, q.dtype)
-        self.total = np.zeros(len(q), q.dtype)
-        self.sums = np.zeros((len(q), v.shape[1]), q.dtype)
-
-    def attend(self, rows, keys, log_weights=None, excluded=None):
-        """Fold the logits of `rows` x `keys`, plus the log-weight of each key, into the state."""
-        for r, s, logits in self.tiles(rows, keys, log_weights, excluded):
-            self.fold(r, logits, self.v[s])
-
-    def tiles(self, rows, keys, log_weights=None, excluded=None):
-        """Yield (rows, keys, logits) tile by tile.
-
-        `excluded(rows, keys)` is the boolean tile of pairs that do not count and get -inf; None if all count.
-        """
-        for row_tile in _tiles(len(rows), TILE_QUERIES):
-            r = rows[row_tile]
-            q = self.q[r] * self.scale
-            for key_tile in _tiles(len(keys), TILE_KEYS):
-                s = keys[key_tile]
-                logits = q @ self.k[s].T
-                if log_weights is not None:
-                    logits += log_weights[key_tile].astype(logits.dtype)
-                if excluded is not None:
-                    logits[excluded(r, s)] = -np.inf
-                yield r, s, logits
-
-    def existing_tiles(self, is_causal):
-        """`tiles` of all pairs that exist; causal tiles stop at the diagonal."""
-        queries, keys = np.arange(len(self.q)), np.arange(len(self.k))
-        for tile in _tiles(len(queries), TILE_QUERIES):
-            rows = queries[tile]
-            if is_causal:
-                yield from self.tiles(rows, keys[: rows[-1] + 1], excluded=_after)
-            else:
-                yield from self.tiles(rows, keys)
+    def __init__(self, n_q, d_v, dtype):
+        self.top = np.full(n_q, -np.inf, dtype)
+        self.total = np.zeros(n_q, dtype)
+        self.sums = np.zeros((n_q, d_v), dtype)
 
     def fold(self, rows, logits, v):
         """Fold the logits of some queries, which are overwritten, and the values `v` of their keys into the state."""
@@ -309,7 +239,3 @@ def _over_heads(one_head, plan, q, k, v):
     for index, head_plan, *head in each_head(plan, q, k, v):
         out[index], lse[index] = one_head(*(x.astype(work, copy=False) for x in head), head_plan)
     return out, lse
-
-
-def _tiles(n, size):
-    return [slice(start, start + size) for start in range(0, n, size)]

@@ -5,6 +5,8 @@ Results stay float64 whatever the inputs are, so that a comparison never hides r
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from hyperattention_ref.foundation.backend import AttentionSums, each_head
@@ -13,7 +15,8 @@ from hyperattention_ref.plan.block_mask import dense_mask
 from hyperattention_ref.plan.landmarks import FLOOR
 from hyperattention_ref.plan.merge import NEUTRAL, merge_attention
 
-from .reference_gradient import Upstream, far_fit, head_gradient, rectangle_logits
+from .reference_gradient import far_fit, head_gradient, rectangle_logits
+from .upstream import gradients_of_heads
 
 
 class Reference:
@@ -43,14 +46,8 @@ class Reference:
         return out, lse
 
     def attention_gradient(self, q, k, v, plan, out, lse, dout, dlse, *, scale, is_causal):
-        gradients = tuple(np.empty(x.shape) for x in (q, k, v))
-        for index, head_plan, *head in each_head(plan, q, k, v, out, lse[..., None], dout, dlse[..., None]):
-            q1, k1, v1, out1, lse1, dout1, dlse1 = (x.astype(np.float64) for x in head)
-            upstream = Upstream(out1, lse1[:, 0], dout1, dlse1[:, 0])
-            found = head_gradient(q1, k1, v1, head_plan, upstream, scale, is_causal)
-            for result, x in zip(gradients, found, strict=True):
-                result[index] = x
-        return gradients
+        one_head = partial(head_gradient, scale=scale, is_causal=is_causal)
+        return gradients_of_heads(one_head, plan, q, k, v, (out, lse, dout, dlse), np.dtype(np.float64))
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
         exists = np.tri(len(q), len(k), dtype=bool) if is_causal else np.ones((len(q), len(k)), dtype=bool)

@@ -12,38 +12,24 @@ import numpy as np
 
 from hyperattention_ref.plan.landmarks import FLOOR, RIDGE
 
-
-class Upstream(NamedTuple):
-    """What some queries of a head bring along: their results, and the gradients of these."""
-
-    out: np.ndarray
-    lse: np.ndarray
-    dout: np.ndarray
-    dlse: np.ndarray
-
-    @property
-    def delta(self) -> np.ndarray:
-        """(n_q,) δ_i = do_i·o_i - dL_i."""
-        return np.sum(self.dout * self.out, axis=1) - self.dlse
+from .upstream import Upstream
 
 
 def head_gradient(q, k, v, head_plan, upstream: Upstream, scale, is_causal):
     """(dq, dk, dv) of one head: of exact attention if `head_plan` is None, else of its plan."""
     dq, dk, dv = np.zeros(q.shape), np.zeros(k.shape), np.zeros(v.shape)
     for rows, keys, logits in _parts(q, k, head_plan, scale, is_causal):
-        _, lse, dout, _ = part = Upstream(*(x[rows] for x in upstream))
-        # a query without any key has L = -∞, and nothing to weigh
-        p = np.exp(logits - np.where(np.isneginf(lse), 0, lse)[:, None])  # p = e^{x - L}
-        ds = p * (dout @ v[keys].T - part.delta[:, None])  # dx = p (do·v - δ)
+        part = upstream.of(rows)
+        p = np.exp(logits - part.finite_lse[:, None])  # p = e^{x - L}
+        ds = p * (part.dout @ v[keys].T - part.delta[:, None])  # dx = p (do·v - δ)
         dq[rows] += scale * ds @ k[keys]  # dq = s Σ dx k
         np.add.at(dk, keys, scale * ds.T @ q[rows])  # dk = s Σ dx q, for repeated keys again and again
-        np.add.at(dv, keys, p.T @ dout)  # dv = Σ p do
+        np.add.at(dv, keys, p.T @ part.dout)  # dv = Σ p do
     for rectangle in head_plan.rectangles if head_plan else ():
         if rectangle.landmarks is not None and not rectangle.is_exact.all():
             rows, keys = rectangle.rows_and_keys
             listed = head_plan.listed(rectangle, range(rectangle.n_q), range(rectangle.n_k))
-            part = Upstream(*(x[rows] for x in upstream))
-            far = far_gradient(q[rows], k[keys], v[keys], rectangle, listed, part, scale)
+            far = far_gradient(q[rows], k[keys], v[keys], rectangle, listed, upstream.of(rows), scale)
             for total, x in ((dq[rows], far[0]), (dk[keys], far[1]), (dv[keys], far[2])):
                 total += x
     return dq, dk, dv

@@ -233,6 +233,56 @@ def transposed_bounds(head: Terms, y, lse, out, dtype, out_dtype, *, random_walk
     return rounding.of_result(out, error, out_dtype)
 
 
+def gradient_bounds(head: Terms, arrays, upstream, expected, dtype, out_dtype, scale: float, *, random_walk=False):
+    """Bounds of the errors of (dq, dk, dv) of one head; `arrays` are (q, k, v), `upstream` (out, lse, dout, dlse).
+
+    Derived. x, p = e^{x - L} and a term's gradient dx = p g, g = do·v - δ, are wrong by
+
+        η_p = η_x + u (4 |w| + 3 |x - L| + 3 |L| + 8), η_x that of a logit,
+        ε_g = γ_{d_v + 3} (|do|ᵀ|v| + |do|ᵀ|o| + |dL|) + 2 t (|do|₁ + |v|₁ + d_v + 2),
+        ε_x = p (e^{η_p} - 1) (|g| + ε_g) + p e^{η_p} ε_g + 4 t (1 + |g| + ε_g),
+
+    and a sum of K such times b, multiplied by s before or after, by Σ (ε_x + γ_{K + 8} (|dx| + ε_x)) |s| |b| and 2 K t
+    (1 + |s|)(1 + max |b|). For dq b is k, for dk it is q. For dv it is do, s is 1, and in the place of dx stands p, of
+    error p (e^{η_p} - 1) + 4 t.
+    """
+    rounding = Rounding.of(dtype, random_walk)
+    q, k, v, out, lse, dout, dlse = (x.astype(np.float64) for x in (*arrays, *upstream))
+    u, t, here = rounding.u, rounding.t, np.isfinite(head.logits)
+    log = np.where(np.isfinite(lse), lse, 0)[:, None]
+    below = np.where(here, head.logits - log, -np.inf)
+    p, steps = np.exp(below), np.where(here, np.abs(below), 0)
+    eta = 1.05 * (head.of_logits(rounding) + u * (4 * np.abs(head.log_weights) + 3 * steps + 3 * np.abs(log) + 8))
+    values, n_v = v[head.keys], float(rounding.count(v.shape[1]))
+    g = dout @ values.T - (np.sum(dout * out, axis=1) - dlse)[:, None]
+    sizes = np.abs(dout) @ np.abs(values).T + (np.sum(np.abs(dout * out), axis=1) + np.abs(dlse))[:, None]
+    lost = np.abs(dout).sum(axis=1)[:, None] + np.abs(values).sum(axis=1) + np.abs(out).sum(axis=1)[:, None]
+    g_error = _gamma(n_v + 3, u) * sizes + 2 * t * (lost + 2 * v.shape[1] + 2)
+    p_error = np.where(here, p * np.expm1(eta) + 4 * t, 0)
+    dx = p * g
+    dx_error = np.where(here, p_error * (np.abs(g) + g_error) + p * g_error + 4 * t, 0)
+
+    def of_sums(terms, errors, b, factor, counts):
+        """Bounds of sums over the first axis of `terms`, (N, n), times the rows of b (N, c)."""
+        grown = errors + _gamma(rounding.count(counts) + 8, u) * (np.abs(terms) + errors)
+        return abs(factor) * grown.T @ np.abs(b) + (2 * t * counts * (1 + abs(factor)) * (1 + np.abs(b).max()))[:, None]
+
+    places = np.zeros((head.keys.size, len(k)))  # which key a term has
+    places[np.arange(head.keys.size), head.keys] = 1
+    of_queries, of_keys = here.sum(axis=1), here.sum(axis=0) @ places
+    errors = (
+        of_sums(dx.T, dx_error.T, k[head.keys], scale, of_queries),
+        of_sums(np.abs(dx) @ places, dx_error @ places, q, scale, of_keys),
+        of_sums(p @ places, p_error @ places, dout, 1.0, of_keys),
+    )
+    return tuple(rounding.of_result(x, error, out_dtype) for x, error in zip(expected, errors, strict=True))
+
+
+def _gamma(n, u: float):
+    """γ_n."""
+    return n * u / (1 - n * u)
+
+
 def capped_bounds(draws: Terms, marked, log_caps, log_sums, dtype, *, random_walk: bool = False):
     """Bounds (n_q,) for the two results of `capped_sums`: of |log_sums - exact| and of |n_capped - exact|.
 

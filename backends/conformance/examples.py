@@ -17,6 +17,7 @@ from .error_bound import (
     Rounding,
     capped_bounds,
     error_bounds,
+    gradient_bounds,
     head_terms,
     sums_bounds,
     transposed_bounds,
@@ -131,6 +132,55 @@ class AttentionInputs(_Example):
             arrays, listed = (q[rows], k[keys], v[keys]), head_plan.listed(r, range(r.n_q), range(r.n_k))
             errors.append(far_error(*arrays, r, listed, self.scale, self.query.dtype, random_walk=random_walk))
         return [error for error in errors if error is not None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientInputs(_Example):
+    """Arguments of `attention_gradient`: those of `AttentionInputs`, without landmarks, and what comes from upstream.
+
+    Attributes
+    ----------
+    query, key, value, scale, is_causal, plan : as in `AttentionInputs`.
+    out, lse : the reference's results, in the dtype of the inputs and its working type.
+    dout, dlse : arrays of their shapes and dtypes.
+    """
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    out: np.ndarray
+    lse: np.ndarray
+    dout: np.ndarray
+    dlse: np.ndarray
+    scale: float
+    is_causal: bool
+    plan: Plan | None
+
+    operation = "attention_gradient"
+    in_memory = ("query", "key", "value", "out", "lse", "dout", "dlse")
+
+    def call(self, backend: Backend) -> dict:
+        """`dq`, `dk` and `dv`."""
+        q, k, v, *upstream = (getattr(self, name) for name in self.in_memory)
+        options = {"scale": self.scale, "is_causal": self.is_causal}
+        return dict(
+            zip(("dq", "dk", "dv"), backend.attention_gradient(q, k, v, self.plan, *upstream, **options), strict=True)
+        )
+
+    def bounds(self, expected, dtypes, *, random_walk: bool = False) -> dict[str, np.ndarray]:
+        """The bounds of `gradient_bounds`, for all heads."""
+        bounds = {name: np.empty(x.shape) for name, x in expected.items()}
+        heads = each_head(self.plan, self.query, self.key, self.value, self.out, self.dout)
+        for index, head_plan, q, k, v, out, dout in heads:
+            terms = head_terms(q, k, self.scale, is_causal=self.is_causal, head_plan=head_plan)
+            upstream, found = (out, self.lse[index], dout, self.dlse[index]), [x[index] for x in expected.values()]
+            dtype, out_dtype = self.query.dtype, dtypes["dq"]
+            errors = gradient_bounds(
+                terms, (q, k, v), upstream, found, dtype, out_dtype, self.scale, random_walk=random_walk
+            )
+            for bound, error in zip(bounds.values(), errors, strict=True):
+                bound[index] = error
+        return bounds
 
 
 @dataclass(frozen=True, eq=False, repr=False)

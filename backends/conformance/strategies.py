@@ -22,7 +22,7 @@ from hyperattention_ref.plan.plan import Plan
 from hyperattention_ref.plan.tiling import split_point
 
 from ..reference import Reference
-from .examples import AttentionInputs, CappedInputs, HashInputs, SumsInputs, TransposedInputs
+from .examples import AttentionInputs, CappedInputs, GradientInputs, HashInputs, SumsInputs, TransposedInputs
 
 DTYPES = (np.float32, np.float64, np.float16)
 LEADING_SHAPES = ((), (1,), (3,), (2, 2), (2, 3))
@@ -85,6 +85,28 @@ def attention_inputs(draw, *, planned: bool = False, lacking=frozenset()) -> Att
         )
         plan = draw(kind)
     return AttentionInputs(q, k, v, scale, is_causal, plan)
+
+
+@st.composite
+def gradient_inputs(draw, *, lacking=frozenset()) -> GradientInputs:
+    """Arguments of `attention_gradient`: as in `attention_inputs`, a quarter without a plan, none with landmarks.
+
+    Upstream gradients are of order 1; in half of the examples that of the log-sum-exp is 0, as it is to who uses the
+    output alone.
+    """
+    planned = draw(st.sampled_from((True, True, True, False)))
+    one = draw(attention_inputs(planned=planned, lacking=lacking | {LANDMARKS}))
+    arrays, options = (one.query, one.key, one.value), {"scale": one.scale}
+    if one.plan is None:
+        out, lse = Reference().exact_attention(*arrays, **options, is_causal=one.is_causal)
+    else:
+        out, lse = Reference().planned_attention(*arrays, one.plan, **options)
+    rng, dtype = draw(_generators()), one.query.dtype
+    work = np.promote_types(dtype, np.float32)
+    dout = _lay_out(_rows(rng, out.shape, "gaussian").astype(dtype), draw(st.sampled_from(LAYOUTS)))
+    dlse = draw(st.sampled_from((0, 1))) * rng.standard_normal(lse.shape)
+    upstream = out.astype(dtype), lse.astype(work), dout, dlse.astype(work)
+    return GradientInputs(*arrays, *upstream, one.scale, one.is_causal, one.plan)
 
 
 @st.composite

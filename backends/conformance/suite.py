@@ -22,14 +22,14 @@ from functools import partial
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import BLOCK_LISTS, LANDMARKS, Backend, lacks
+from hyperattention_ref.foundation.backend import BLOCK_LISTS, GRADIENTS, LANDMARKS, Backend, lacks
 from hyperattention_ref.foundation.memory import Memory, memory_of
 from hyperattention_ref.foundation.registry import select
 from hyperattention_ref.foundation.results import Result
 
 from ..blocked_numpy import BlockedNumpy
 from ..reference import Reference
-from .strategies import attention_inputs, capped_inputs, hash_inputs, sums_inputs, transposed_inputs
+from .strategies import attention_inputs, capped_inputs, gradient_inputs, hash_inputs, sums_inputs, transposed_inputs
 
 REFERENCE, NUMPY = Reference(), BlockedNumpy()
 MULTIPLE = 4
@@ -71,7 +71,7 @@ def check_backend(
     backend : a name or an instance.
     max_examples : examples for each operation; as many again for plans with block lists and landmarks.
     seed : the same seed makes the same examples.
-    operations : names of the operations to check; None for all of them.
+    operations : names of the operations to check; None for all of them that the backend has.
     progress : called after each example with the operation, how many examples are finished, and how many there are.
 
     Returns
@@ -80,8 +80,7 @@ def check_backend(
     the plan, the place, and the error against what is allowed.
     """
     backend = select(backend, None)
-    ratios: list[float] = []
-    every_part = {BLOCK_LISTS, LANDMARKS}
+    ratios, every_part = list[float](), {BLOCK_LISTS, LANDMARKS}
     lacking = lacks(backend, every_part)
     checks = [  # the cheap ones first
         ("hash_codes", hash_inputs(), _check_codes),
@@ -89,9 +88,12 @@ def check_backend(
         ("exact_attention", attention_inputs(), _check_arithmetic),
         ("planned_attention", attention_inputs(planned=True, lacking=every_part), _check_arithmetic),
         ("planned_attention", attention_inputs(planned=True, lacking=lacking), _check_arithmetic),
+        ("attention_gradient", gradient_inputs(lacking=lacking), _check_arithmetic),
         ("attention_sums", sums_inputs(), _check_arithmetic),
         ("transposed_attention", transposed_inputs(), _check_arithmetic),
     ]
+    if lacks(backend, {GRADIENTS}):
+        del checks[5]
     if lacking == every_part:
         del checks[4]
     known = tuple(dict.fromkeys(name for name, _, _ in checks))
@@ -158,10 +160,11 @@ def _times(factor: float, bound: np.ndarray) -> np.ndarray:
 
 
 def _check_dtypes(backend: Backend, example, results) -> None:
-    """`out` has the dtype of the inputs, `lse` and `log_sums` the working type, or all float64; counts are int64."""
+    """`out` has the dtype of the inputs, all else the working type, or all is float64; counts are int64."""
     work, double, count = np.promote_types(example.query.dtype, np.float32), np.dtype(np.float64), np.dtype(np.int64)
-    narrow = {"out": example.query.dtype, "lse": work, "log_sums": work, "n_capped": count}
-    wide = {"out": double, "lse": double, "log_sums": double, "n_capped": count}
+    logarithms_and_gradients = ("lse", "log_sums", "dq", "dk", "dv")
+    narrow = {"out": example.query.dtype, "n_capped": count} | dict.fromkeys(logarithms_and_gradients, work)
+    wide = {"out": double, "n_capped": count} | dict.fromkeys(logarithms_and_gradients, double)
     found = {name: x.dtype for name, x in results.items() if name in narrow}  # sums over columns may be wider
     needed, doubled = ({name: dtypes[name] for name in found} for dtypes in (narrow, wide))
     _require(backend, example, found in (needed, doubled), f"dtypes are {found}; they must be {needed}, or {doubled}")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hyperattention_ref as hr
-from hyperattention_ref.backends import blocked_numpy, get_backend
+from hyperattention_ref.backends import blocked_numpy, get_backend, tiles
 from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
 from hyperattention_ref.backends.conformance import plans
 
@@ -64,8 +64,8 @@ def test_the_transposed_product_is_that_of_the_dense_matrix(problem, seed):
     p = hr.attention_probabilities(q, k, scale=scale, is_causal=is_causal)
     _, lse = hr.exact_attention(q, k, k, scale=scale, is_causal=is_causal, return_lse=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocked_numpy, "TILE_QUERIES", 7)
-        patch.setattr(blocked_numpy, "TILE_KEYS", 5)
+        patch.setattr(tiles, "TILE_QUERIES", 7)
+        patch.setattr(tiles, "TILE_KEYS", 5)
         out = NUMPY.transposed_attention(q, k, y, lse, scale=scale, is_causal=is_causal)
     np.testing.assert_allclose(out, p.T @ y, atol=1e-10)
 
@@ -119,15 +119,15 @@ def test_panels_agree_with_dense_float64_on_every_real_head(h, is_causal):
 
 def count_logits(monkeypatch):
     """Record the shape of every tile of logits that the NumPy backend evaluates."""
-    tiles = []
+    shapes = []
     fold = blocked_numpy.RunningSoftmax.fold
 
     def counting(self, rows, logits, v):
-        tiles.append(logits.shape)
+        shapes.append(logits.shape)
         fold(self, rows, logits, v)
 
     monkeypatch.setattr(blocked_numpy.RunningSoftmax, "fold", counting)
-    return tiles
+    return shapes
 
 
 @settings(max_examples=30)
@@ -135,20 +135,20 @@ def count_logits(monkeypatch):
 def test_numpy_evaluates_the_logits_of_the_plan_and_no_other(plan, data):
     q, k = np.ones((plan.n_q, 2)), np.ones((plan.n_k, 2))
     with pytest.MonkeyPatch.context() as patch:
-        tiles = count_logits(patch)
+        shapes = count_logits(patch)
         BlockedNumpy().planned_attention(q, k, k, plan, scale=1.0)
     (rectangle,) = plan.heads[0].rectangles
-    assert sum(rows * keys for rows, keys in tiles) == rectangle.n_logits
+    assert sum(rows * keys for rows, keys in shapes) == rectangle.n_logits
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_numpy_tiles_stay_small_whatever_the_length(monkeypatch, is_causal):
     q = np.ones((3000, 2), np.float32)
-    tiles = count_logits(monkeypatch)
+    shapes = count_logits(monkeypatch)
     BlockedNumpy().exact_attention(q, q, q, scale=1.0, is_causal=is_causal)
-    assert max(rows * keys for rows, keys in tiles) <= blocked_numpy.TILE_QUERIES * blocked_numpy.TILE_KEYS
-    evaluated = sum(rows * keys for rows, keys in tiles)
+    assert max(rows * keys for rows, keys in shapes) <= tiles.TILE_QUERIES * tiles.TILE_KEYS
+    evaluated = sum(rows * keys for rows, keys in shapes)
     if is_causal:
-        assert evaluated <= 3000 * (3000 + blocked_numpy.TILE_QUERIES) / 2
+        assert evaluated <= 3000 * (3000 + tiles.TILE_QUERIES) / 2
     else:
         assert evaluated == 3000**2

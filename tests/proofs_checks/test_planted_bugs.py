@@ -8,7 +8,7 @@ from textwrap import dedent
 import numpy as np
 import pytest
 
-from hyperattention_ref.backends import blocked_numpy, reference
+from hyperattention_ref.backends import blocked_gradient, blocked_numpy, reference, tiles
 from hyperattention_ref.backends.conformance import check_backend
 from hyperattention_ref.backends.far_part import FarPart
 from hyperattention_ref.paper import (
@@ -360,39 +360,39 @@ ARITHMETIC = {
         "self.total[rows]",
         "planned_attention",
     ),
-    "log-weights dropped": (SOFTMAX, "tiles", "if log_weights is not None", "if False", "planned_attention"),
-    "excluded pairs kept": (SOFTMAX, "tiles", "if excluded is not None", "if False", "planned_attention"),
+    "log-weights dropped": (tiles.Tiles, "of", "if log_weights is not None", "if False", "planned_attention"),
+    "excluded pairs kept": (tiles.Tiles, "of", "if excluded is not None", "if False", "planned_attention"),
     "causal diagonal excluded": (
-        blocked_numpy,
-        "_after",
+        tiles,
+        "after",
         "keys > rows[:, None]",
         "keys >= rows[:, None]",
         "exact_attention",
     ),
     "causal tile cut one key early": (
-        SOFTMAX,
-        "existing_tiles",
+        tiles,
+        "exact_pieces",
         "keys[: rows[-1] + 1]",
         "keys[: rows[-1]]",
         "exact_attention",
     ),
     "exact keys forgotten": (
-        blocked_numpy,
-        "rectangle_attention",
-        "attend(all_queries, rectangle.exact_keys, excluded=listed)",
-        "finish()",
+        tiles,
+        "rectangle_pieces",
+        "yield all_queries, rectangle.exact_keys, None, listed",
+        "",
         "planned_attention",
     ),
     "earlier views not excluded": (
-        blocked_numpy,
+        tiles,
         "blocks_of_views",
         "query_blocks[:u], key_blocks[:u]",
         "query_blocks[: -len(rectangle.views)], key_blocks[: -len(rectangle.views)]",
         "planned_attention",
     ),
     "own block counted again": (
-        blocked_numpy,
-        "rectangle_attention",
+        tiles,
+        "rectangle_pieces",
         "in_one_block(*rectangle.block_numbers(exact_keys=True))",
         "None",
         "planned_attention",
@@ -412,6 +412,49 @@ ARITHMETIC = {
         "np.flatnonzero(total < ",
         "np.flatnonzero(0 * total < -",
         "attention_sums",
+    ),
+    "gradient without delta": (blocked_gradient, "_add_part", "ds -= delta[rows, None]", "pass", "attention_gradient"),
+    "gradient without the scale": (
+        blocked_gradient,
+        "head_gradient",
+        "dk *= dk.dtype.type(scale)",
+        "pass",
+        "attention_gradient",
+    ),
+    "gradients of repeated draws overwritten": (
+        blocked_gradient,
+        "_add_part",
+        "np.add.at(dk, keys, ds.T @ tiles.q[rows])",
+        "dk[keys] += ds.T @ tiles.q[rows]",
+        "attention_gradient",
+    ),
+    "gradient by the log-sum-exp of a part": (
+        blocked_gradient,
+        "_add_part",
+        "lse[rows, None]",
+        "np.where(np.isinf(logits).all(axis=1), 0, np.logaddexp.reduce(logits, axis=1))[:, None].astype(v.dtype)",
+        "attention_gradient",
+    ),
+    "gradient of excluded pairs": (
+        tiles.Tiles,
+        "of",
+        "if excluded is not None",
+        "if False",
+        "attention_gradient",
+    ),
+    "gradient without the last block": (
+        tiles,
+        "blocks_of_views",
+        "range(view.n_blocks)",
+        "range(max(1, view.n_blocks - 1))",
+        "attention_gradient",
+    ),
+    "gradient of causal leaves at the corner": (
+        blocked_gradient,
+        "head_gradient",
+        "add(slice(a, c), slice(a, c)",
+        "add(slice(a, c), slice(0, c - a)",
+        "attention_gradient",
     ),
     "merge without the maximum": (
         merge,

@@ -21,6 +21,7 @@ OPERATIONS = {
     "hash_codes",
     "exact_attention",
     "planned_attention",
+    "attention_gradient",
     "attention_sums",
     "transposed_attention",
     "capped_sums",
@@ -121,7 +122,7 @@ class Naive(Reference):
 def test_built_in_backends_conform(name, examples):
     result = check_backend(name, max_examples=examples)
     assert result.backend == name
-    assert set(result.operations) == OPERATIONS
+    assert set(result.operations) == OPERATIONS - ({"attention_gradient"} if name == "numba" else set())
     assert result.examples >= 6 * examples
     assert 0 <= result.worst_ratio <= 1
     assert result.worst_ratio > 0 or name == "reference"  # only the reference is exact against itself
