@@ -1,5 +1,6 @@
 from . import backends, proofs_checks, synthetic
 from .attention import exact_attention, hyper_attention
+from .attention_gradient import attention_gradient
 from .foundation.registry import available_backends, backend_status
 from .maps.attention_map import AttentionMap, LayerMaps
 from .maps.map_file import MapFile, MapWriter
@@ -62,6 +63,7 @@ __all__ = [
     "__version__",
     "advise",
     "approx_d",
+    "attention_gradient",
     "attention_probabilities",
     "available_backends",
     "backend_status",

@@ -135,8 +135,7 @@ def hyper_attention(
         "min_seq_len": min_seq_len,
     }
     if plan is not None:
-        if not isinstance(plan, Plan):
-            raise TypeError(f"plan is a {type(plan).__name__}; it must be a Plan, from make_plan or Plan.from_orders")
+        _check_is_plan(plan)
         _only_the_plan({"rng": rng} | decisions)
     memory = memory_of(chosen)
     q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
@@ -152,15 +151,26 @@ def hyper_attention(
             return _shaped(results, caller, lead, return_lse)
         check_range(draws=planner.most_draws)
         plan = planner.plan(q, k, lead, rng)
-    plan.check_fits(lead, q.shape[-2], k.shape[-2], is_causal, working_dtype(q))
-    if missing := lacks(chosen, plan.parts):
+    check_plan(plan, chosen, q, lead, k.shape[-2], is_causal, scale, largest)
+    check_range(draws=plan.most_draws)
+    return _shaped(chosen.planned_attention(q, k, v, plan, scale=scale), caller, lead, return_lse)
+
+
+def check_plan(plan, backend, q, lead: tuple[int, ...], n_k: int, is_causal: bool, scale: float, largest) -> None:
+    """Refuse a plan for other inputs than these, or with parts that the backend lacks."""
+    _check_is_plan(plan)
+    plan.check_fits(lead, q.shape[-2], n_k, is_causal, working_dtype(q))
+    if missing := lacks(backend, plan.parts):
         raise ValueError(
-            f"the plan has {' and '.join(sorted(missing))}, which the backend {chosen.name!r} does not compute: pass "
+            f"the plan has {' and '.join(sorted(missing))}, which the backend {backend.name!r} does not compute: pass "
             "backend='numba', or a recipe without window, pages and landmarks"
         )
     plan.check_landmarks(q.shape[-1], scale, largest.values[1], working_dtype(q))
-    check_range(draws=plan.most_draws)
-    return _shaped(chosen.planned_attention(q, k, v, plan, scale=scale), caller, lead, return_lse)
+
+
+def _check_is_plan(plan) -> None:
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan is a {type(plan).__name__}; it must be a Plan, from make_plan or Plan.from_orders")
 
 
 def _shaped(results, caller, lead: tuple[int, ...], return_lse: bool):

@@ -25,9 +25,10 @@ RECIPES = {"Recipe", "RECIPES", "preset", "captured_mass"}
 BASELINES = {"nystrom_attention", "oracle_attention", "oracle_mask"}
 ESTIMATES = {"certify", "projected_error", "estimate_hardness", "best_key_shift"}
 MAPS = {"AttentionMap", "MapFile", "MapWriter", "LayerMaps", "capture", "capturing", "capture_text"}
+GRADIENTS = {"attention_gradient"}
 MODELS = {"replacing", "register_attention", "ReplacementReport", "scaled_dot_hyper_attention"}
 SURVEYS = {"advise", "survey", "measure_head", "SurveySettings"}
-NOT_IN_THE_PAPER = RESULTS | BACKENDS | RECIPES | BASELINES | ESTIMATES | MAPS | MODELS | SURVEYS
+NOT_IN_THE_PAPER = RESULTS | BACKENDS | RECIPES | BASELINES | ESTIMATES | MAPS | GRADIENTS | MODELS | SURVEYS
 
 
 @pytest.mark.parametrize("dotted", sorted(FUNCTIONS))

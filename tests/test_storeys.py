@@ -14,6 +14,7 @@ STOREYS = (
     {"paper"},
     {"backends"},
     {"attention", "measures", "synthetic", "maps"},
+    {"attention_gradient"},
     {"proofs_checks", "pages", "models"},
     {"verify", "surveys", "perplexity", "bench", "backend_tools"},
     {"cli"},

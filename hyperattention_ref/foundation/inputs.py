@@ -150,6 +150,23 @@ def logit_range(
         raise ValueError(f"sums of values may overflow {v.dtype}: max|value| = {top[2]:.3g}; rescale value")
 
 
+def gradient_range(q, v, scale: float, largest: Extremes, upstream: Extremes) -> None:
+    """Raise an error if sums of gradients could overflow the working type; `largest` is of query, key and value.
+
+    `upstream` is of dout, and of dlse if it is given.
+    """
+    limit = float(np.finfo(working_dtype(q)).max) / 4
+    top_q, top_k, top_v = largest.values
+    dout, dlse = (*upstream.values, 0.0)[:2]
+    n_q, d_v = q.shape[-2], v.shape[-1]
+    term = (2 * d_v * dout * max(1.0, top_v) + dlse) * max(1.0, abs(scale)) * max(1.0, top_q, top_k)
+    if not 2 * n_q * term <= limit:
+        raise ValueError(
+            f"gradients may overflow {working_dtype(q)}: max|dout| = {dout:.3g}, max|value| = {top_v:.3g}; scale dout "
+            "down, or pass float64"
+        )
+
+
 def output(x, shape: tuple[int, ...]):
     """An attention output to be judged, finite and of this shape."""
     x = floating("output", x)
