@@ -14,28 +14,30 @@ from .upstream import Upstream
 def head_gradient(q, k, v, head_plan, upstream: Upstream, scale, is_causal):
     """(dq, dk, dv) of one head: of exact attention if `head_plan` is None, else of its plan."""
     dq, dk, dv = (np.zeros(x.shape, x.dtype) for x in (q, k, v))
-    of_queries = upstream.finite_lse, upstream.delta, upstream.dout, dq
+    lse, delta = upstream.finite_lse, upstream.delta
 
     def add(rows, keys, pieces):
         """Add a part, which lies at these slices of the head."""
-        _add_part(Tiles(q[rows], k[keys], scale), v[keys], *(x[rows] for x in of_queries), dk[keys], dv[keys], pieces)
+        queries = lse[rows], delta[rows], upstream.dout[rows]
+        _add_part(Tiles(q[rows], k[keys], scale), v[keys], queries, (dq[rows], dk[keys], dv[keys]), pieces)
 
-    whole = slice(None)
     if head_plan is None:
-        add(whole, whole, exact_pieces(len(q), len(k), is_causal))
+        add(slice(None), slice(None), exact_pieces(len(q), len(k), is_causal))
     else:
-        add(whole, whole, listed_pieces(head_plan.lists))
+        add(slice(None), slice(None), listed_pieces(head_plan.lists))
         for a, c in head_plan.leaves:
             add(slice(a, c), slice(a, c), exact_pieces(c - a, c - a, is_causal=True))
         for rectangle in head_plan.rectangles:
-            add(*rectangle.rows_and_keys, rectangle_pieces(rectangle, head_plan.lists))
+            rows, keys = rectangle.rows_and_keys
+            add(rows, keys, rectangle_pieces(rectangle, head_plan.lists))
     dq *= dq.dtype.type(scale)
     dk *= dk.dtype.type(scale)
     return dq, dk, dv
 
 
-def _add_part(tiles, v, lse, delta, dout, dq, dk, dv, pieces):
-    """Add what the pieces of a part give, dq and dk without the scale."""
+def _add_part(tiles, v, queries, gradients, pieces):
+    """Add what the pieces of a part give, dq and dk without the scale; `queries` are lse, delta and dout."""
+    (lse, delta, dout), (dq, dk, dv) = queries, gradients
     for rows, keys, logits in tiles.of(pieces):
         logits -= lse[rows, None]
         p = np.exp(logits, out=logits)

@@ -52,7 +52,7 @@ def exact_attention(
     out : (..., n_q, d_v), of the dtype of the inputs (float64 from the reference backend), a torch tensor if q is one.
         Cost O(n_q n_k (d + d_v)).
     """
-    _no_mask_no_dropout(attn_mask, dropout_p)
+    check_no_mask_no_dropout(attn_mask, dropout_p)
     chosen, return_lse = select(backend, q), inputs.boolean("return_lse", return_lse)
     caller = q
     memory = memory_of(chosen)
@@ -124,7 +124,7 @@ def hyper_attention(
     Differs from Algorithm 3: one uniform sample serves the denominator and the product, there is no cap, no floor,
     and the row norms of V are not used; see `literal_hyper_attention`.
     """
-    _no_mask_no_dropout(attn_mask, dropout_p)
+    check_no_mask_no_dropout(attn_mask, dropout_p)
     chosen, return_lse = select(backend, q), inputs.boolean("return_lse", return_lse)
     caller = q
     decisions = {
@@ -182,7 +182,7 @@ def _shaped(results, caller, lead: tuple[int, ...], return_lse: bool):
     return out, in_library_of(caller, lse.reshape(*lead, lse.shape[-1]))
 
 
-def _no_mask_no_dropout(attn_mask, dropout_p) -> None:
+def check_no_mask_no_dropout(attn_mask, dropout_p) -> None:
     """Refuse what `scaled_dot_product_attention` takes and this library does not, and say what to do instead."""
     if attn_mask is not None:
         raise TypeError(

@@ -74,7 +74,7 @@ def gradient_of(q, k, v, dout, *, plan, is_causal, scale, enable_gqa, backend, r
         raise TypeError(f"dout is {dtype_name(dout, upstream)} and query is {dtype}: convert it to the query's dtype")
     q, k, v, largest = inputs.measured_heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa, memory=memory)
     lead, work = tuple(np.shape(callers[0])[:-2]), working_dtype(q)
-    scale = inputs.resolve_scale(scale, q.shape[-1])
+    scale, is_causal = inputs.resolve_scale(scale, q.shape[-1]), bool(is_causal)
     if tuple(upstream.shape) != (*lead, q.shape[-2], v.shape[-1]):
         raise ValueError(f"dout has shape {upstream.shape}; it must be that of the output, (..., n_q, d_v)")
     if plan is not None:
@@ -82,21 +82,20 @@ def gradient_of(q, k, v, dout, *, plan, is_causal, scale, enable_gqa, backend, r
     inputs.logit_range(q, k, scale, v, plan.most_draws if plan else 0, largest=largest)
     named = {"dout": upstream} | ({} if dlse is None else {"dlse": memory.view("dlse", dlse)})
     inputs.gradient_range(q, v, scale, largest, Extremes(memory, named))
-    arrays = [memory.copy(x, work.name) for x in (q, k, v)]
+    q, k, v = (memory.copy(x, work.name) for x in (q, k, v))
     heads = tuple(q.shape[:-1])
     if results is None:
-        results = _attend(chosen, *arrays, plan, scale, is_causal)
+        results = _attend(chosen, q, k, v, plan, scale, is_causal)
     out, lse = (memory.view(name, x) for name, x in zip(("out", "lse"), results, strict=True))
     dlse = named["dlse"].reshape(heads) if dlse is not None else memory.from_host(np.zeros(heads, work), q)
     upstream = memory.copy(upstream.reshape(*heads, v.shape[-1]), work.name)
     out, lse = out.reshape(*heads, v.shape[-1]), lse.reshape(heads)
-    found = chosen.attention_gradient(*arrays, plan, out, lse, upstream, dlse, scale=scale, is_causal=bool(is_causal))
+    found = chosen.attention_gradient(q, k, v, plan, out, lse, upstream, dlse, scale=scale, is_causal=is_causal)
     if enable_gqa:
-        found = found[0], *(x.sum(axis=-3) for x in found[1:])
-    shaped = (x.reshape(np.shape(caller)) for caller, x in zip(callers, found, strict=True))
-    names = ("query", "key", "value")
+        found = found[0], found[1].sum(axis=-3), found[2].sum(axis=-3)
+    shaped = [x.reshape(np.shape(caller)) for caller, x in zip(callers, found, strict=True)]
     if dtype == "float16":
-        shaped = (_halved(name, x, work) for name, x in zip(names, shaped, strict=True))
+        shaped = [_halved(name, x, work) for name, x in zip(("query", "key", "value"), shaped, strict=True)]
     return tuple(like(caller, x) for caller, x in zip(callers, shaped, strict=True))
 
 
@@ -106,13 +105,13 @@ def check_gradients(backend: Backend, plan: Plan | None) -> None:
     if missing := lacks(backend, needed):
         raise ValueError(
             f"the backend {backend.name!r} does not compute {' and '.join(sorted(missing))}: pass backend="
-            f"'{'numpy' if GRADIENTS in missing else 'reference'}' with arrays on the host, or detach the tensors"
+            f"'{'numba' if GRADIENTS in missing else 'reference'}' with arrays on the host, or detach the tensors"
         )
 
 
 def _attend(backend: Backend, q, k, v, plan, scale: float, is_causal: bool):
     if plan is None:
-        return backend.exact_attention(q, k, v, scale=scale, is_causal=bool(is_causal))
+        return backend.exact_attention(q, k, v, scale=scale, is_causal=is_causal)
     return backend.planned_attention(q, k, v, plan, scale=scale)
 
 

@@ -161,11 +161,19 @@ class GradientInputs(_Example):
 
     def call(self, backend: Backend) -> dict:
         """`dq`, `dk` and `dv`."""
-        q, k, v, *upstream = (getattr(self, name) for name in self.in_memory)
-        options = {"scale": self.scale, "is_causal": self.is_causal}
-        return dict(
-            zip(("dq", "dk", "dv"), backend.attention_gradient(q, k, v, self.plan, *upstream, **options), strict=True)
+        found = backend.attention_gradient(
+            self.query,
+            self.key,
+            self.value,
+            self.plan,
+            self.out,
+            self.lse,
+            self.dout,
+            self.dlse,
+            scale=self.scale,
+            is_causal=self.is_causal,
         )
+        return dict(zip(("dq", "dk", "dv"), found, strict=True))
 
     def bounds(self, expected, dtypes, *, random_walk: bool = False) -> dict[str, np.ndarray]:
         """The bounds of `gradient_bounds`, for all heads."""

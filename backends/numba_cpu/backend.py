@@ -15,13 +15,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import GRADIENTS, AttentionSums, each_head
+from hyperattention_ref.foundation.backend import LANDMARK_GRADIENTS, AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
 from hyperattention_ref.plan import pages
 from hyperattention_ref.plan.head_plan import Rectangle
 
 from ..far_part import FarPart
+from ..upstream import gradients_of_heads
 from .threads import pieces, run
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
@@ -33,7 +34,7 @@ class NumbaCPU:
     """Attention in compiled tiles."""
 
     name = "numba"
-    lacks = frozenset({GRADIENTS})
+    lacks = frozenset({LANDMARK_GRADIENTS})
 
     def unavailable(self) -> str | None:
         from numba import config
@@ -66,6 +67,12 @@ class NumbaCPU:
             _planned_head(q, k, v, head_plan, state, scale)
 
         return _over_heads(one_head, plan, q, k, v)
+
+    def attention_gradient(self, q, k, v, plan, out, lse, dout, dlse, *, scale, is_causal):
+        from .gradient import head_gradient  # it takes the tools of this module
+
+        one_head = partial(head_gradient, scale=scale, is_causal=is_causal)
+        return gradients_of_heads(one_head, plan, q, k, v, (out, lse, dout, dlse), working_dtype(q))
 
     def pick_level(self, q_mean, k_mean, level, candidates, *, top, lift, scale):
         """`plan.pages.pick_level` in float32; shares are summed first, for a thread sees only some of the blocks."""

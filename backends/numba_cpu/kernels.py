@@ -1609,6 +1609,205 @@ def transposed_rows(first_key, stop_key, q, k, y, factor, is_causal, lse, share,
                 out[key + lane, e] = tile.sums[e, lane]
 
 
+# --- Gradients -------------------------------------------------------------------------------------------------------
+
+
+class Columns(NamedTuple):
+    """Keys in the order in which queries meet them; all arrays have an entry for each.
+
+    Attributes
+    ----------
+    indices, targets : its row in k and v, and that of its gradients in dk and dv.
+    log_weights : in base 2.
+    blocks : (views, .) int32 its block numbers.
+    """
+
+    indices: np.ndarray
+    targets: np.ndarray
+    log_weights: np.ndarray
+    blocks: np.ndarray
+
+
+class Queries(NamedTuple):
+    """What a part knows of its queries: q (n_q, d), dout (n_q, d_v), lse in base 2, delta and blocks (views, n_q).
+
+    `order` is that in which units count them.
+    """
+
+    q: np.ndarray
+    dout: np.ndarray
+    lse: np.ndarray
+    delta: np.ndarray
+    blocks: np.ndarray
+    order: np.ndarray
+
+
+class Exclusion(NamedTuple):
+    """Pairs that do not count: in one block of the first `n_earlier` views, listed, or, if causal, of a later key.
+
+    In a unit that is mixed pairs count only if view number `n_earlier` has them in one block.
+    """
+
+    n_earlier: int
+    lists: Lists
+    is_causal: bool
+
+
+class Gradients(NamedTuple):
+    """Where gradients are added, and which of them: dq, or dk and dv, or all."""
+
+    dq: np.ndarray
+    dk: np.ndarray
+    dv: np.ndarray
+    with_queries: bool
+    with_keys: bool
+
+
+class GradientTile(NamedTuple):
+    """The working memory of a thread for gradients, where lanes are queries.
+
+    Attributes
+    ----------
+    own : a Tile of the queries: its logits become weights, its sums are dq, top and total are lse and delta.
+    upstream : a Tile of dout: its logits become the gradients of logits.
+    rows, dout_rows : (LANES, d) and (LANES, d_v rounded up to whole vectors) queries and dout, not transposed.
+    keys, values : (GROUP, d) and (GROUP, d_v) gathered.
+    dk, dv : (GROUP, d) and (GROUP, d_v rounded up) sums of their gradients.
+    ones : the decay of sums that do not shrink.
+    """
+
+    own: Tile
+    upstream: Tile
+    rows: np.ndarray
+    dout_rows: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+    dk: np.ndarray
+    dv: np.ndarray
+    ones: np.ndarray
+
+
+@compiled
+def new_gradient_tile(d, d_v, n_views, like):
+    """Memory for gradients, of the type of `like`."""
+    dtype, width, width_v = like.dtype, padded(d), padded(d_v)
+    return GradientTile(
+        new_tile(d, d, n_views, like),
+        new_tile(d_v, 1, 0, like),
+        np.zeros((LANES, width), dtype),
+        np.zeros((LANES, width_v), dtype),
+        np.empty((GROUP, d), dtype),
+        np.empty((GROUP, d_v), dtype),
+        np.empty((GROUP, width), dtype),
+        np.empty((GROUP, width_v), dtype),
+        np.ones(max(LANES, width, width_v), dtype),
+    )
+
+
+@vectorised
+def _logit_gradients(logits, slopes, n, lanes, lse, delta):
+    """Logits become weights 2^(logit - lse), slopes do·v become weight (slope - delta)."""
+    for j in range(n):
+        row, slope = logits[j], slopes[j]
+        for lane in range(lanes):
+            weight = exp2(row[lane] - lse[lane])
+            row[lane] = weight
+            slope[lane] = (slope[lane] - delta[lane]) * weight
+
+
+@compiled
+def load_queries(tile, queries, rows, factor):
+    """Queries and what comes from upstream, transposed and not."""
+    load_columns(tile.own, queries.q, rows, factor)
+    load_columns(tile.upstream, queries.dout, rows, queries.dout.dtype.type(1))
+    load_blocks(tile.own, queries.blocks, rows)
+    gather(queries.q, rows, tile.rows)
+    gather(queries.dout, rows, tile.dout_rows)
+    tile.own.top[:], tile.own.total[:], tile.own.sums[:] = 0, 0, 0
+    for lane in range(rows.size):
+        tile.own.top[lane], tile.own.total[lane] = queries.lse[rows[lane]], queries.delta[rows[lane]]
+
+
+@compiled
+def exclude(tile, n, lanes, rows, columns, first, is_mixed, exclusion):
+    """Add the log-weights to n logits, of the columns from `first` on, and hide the pairs that do not count."""
+    for j in range(n):
+        row, key = tile.logits[j], columns.indices[first + j]
+        _add_weight(row, lanes, columns.log_weights[first + j])
+        for view in range(exclusion.n_earlier):
+            _set_equal(row, lanes, tile.blocks[view], columns.blocks[view, first + j], hidden_logit(row))
+        if is_mixed:
+            view = exclusion.n_earlier
+            _set_unequal(row, lanes, tile.blocks[view], columns.blocks[view, first + j], hidden_logit(row))
+        if exclusion.lists.pages.size > 0:
+            set_listed(row, rows, key, exclusion.lists, hidden_logit(row))
+        if exclusion.is_causal and key > rows[0]:
+            for lane in range(rows.size):
+                if key > rows[lane]:
+                    row[lane] = hidden_logit(row)
+
+
+@compiled
+def add_tile(tile, rows, columns, first, n_keys, is_mixed, exclusion, gradients):
+    """The gathered keys, columns from `first` on, meet the queries of a tile."""
+    lanes, d = padded(rows.size), tile.keys.shape[1]
+    weights, slopes = tile.own.logits, tile.upstream.logits
+    for start in range(0, n_keys, STEP):
+        n = min(STEP, n_keys - start)
+        if exclusion.is_causal and columns.indices[first + start] > rows[-1]:
+            break  # keys and queries rise
+        dot(tile.own, tile.keys[start:], n, lanes)
+        exclude(tile.own, n, lanes, rows, columns, first + start, is_mixed, exclusion)
+        dot(tile.upstream, tile.values[start:], n, lanes)
+        _logit_gradients(weights, slopes, n, lanes, tile.own.top, tile.own.total)
+        if gradients.with_queries:
+            multiply(tile.keys[start:], 1, d, d, slopes, lanes, tile.own.sums, n, True, tile.ones)
+        if gradients.with_keys:
+            width, width_v, n_rows = tile.rows.shape[1], tile.dout_rows.shape[1], rows.size
+            multiply(slopes, LANES, 1, n, tile.rows, width, tile.dk[start:], n_rows, True, tile.ones)
+            multiply(weights, LANES, 1, n, tile.dout_rows, width_v, tile.dv[start:], n_rows, True, tile.ones)
+
+
+@compiled
+def add_rows(sums, targets, factor, out):
+    """out[targets] += factor * the first rows of `sums`."""
+    for i in range(targets.size):
+        source, target = sums[i], out[targets[i]]
+        for e in range(target.size):
+            target[e] += factor * source[e]
+
+
+@kernel
+def gradient_units(units, queries, k, v, columns, factor, scale, exclusion, gradients):
+    """Add the gradients of some units: (first query, stop query, first column, stop column, whether it is mixed).
+
+    Queries are counted in `queries.order`. No two units that run at a time may share a query or a target.
+    """
+    d, d_v = k.shape[1], v.shape[1]
+    tile = new_gradient_tile(d, d_v, queries.blocks.shape[0], queries.q)
+    one = k.dtype.type(1)
+    for unit in range(units.shape[0]):
+        for first in range(units[unit, 2], units[unit, 3], GROUP):
+            n = min(GROUP, units[unit, 3] - first)
+            gather(k, columns.indices[first : first + n], tile.keys)
+            gather(v, columns.indices[first : first + n], tile.values)
+            tile.dk[:n], tile.dv[:n] = 0, 0
+            for query in range(units[unit, 0], units[unit, 1], LANES):
+                rows = queries.order[query : min(query + LANES, units[unit, 1])]
+                if exclusion.is_causal and columns.indices[first] > rows[-1]:
+                    continue
+                load_queries(tile, queries, rows, factor)
+                add_tile(tile, rows, columns, first, n, units[unit, 4] != 0, exclusion, gradients)
+                if gradients.with_queries:
+                    for lane in range(rows.size):
+                        target = gradients.dq[rows[lane]]
+                        for e in range(d):
+                            target[e] += scale * tile.own.sums[e, lane]
+            if gradients.with_keys:
+                add_rows(tile.dk, columns.targets[first : first + n], scale, gradients.dk)
+                add_rows(tile.dv, columns.targets[first : first + n], one, gradients.dv)
+
+
 # --- Hash codes ------------------------------------------------------------------------------------------------------
 
 

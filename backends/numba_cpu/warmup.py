@@ -52,6 +52,9 @@ def _calls(x) -> dict[str, Callable]:
         "hash_codes": lambda: backend.hash_codes(x, np.ones((1, 1))),
         "exact_attention": lambda: backend.exact_attention(x, x, x, scale=1.0, is_causal=False),
         "planned_attention": planned,
+        "attention_gradient": lambda: backend.attention_gradient(
+            x, x, x, None, x, lse, x, lse, scale=1.0, is_causal=False
+        ),
         "pick_level": pick_level,
         "attention_sums": lambda: backend.attention_sums(x, x, None, scale=1.0, is_causal=False),
         "transposed_attention": lambda: backend.transposed_attention(x, x, x, lse, scale=1.0, is_causal=False),

@@ -34,15 +34,16 @@ def register(name: str, attend: Callable) -> None:
 
 
 def check_model(model) -> None:
-    """Refuse what is no model of transformers, and one in training mode."""
+    """Refuse what is no model of transformers."""
     _, transformers = libraries()
     if not isinstance(model, transformers.PreTrainedModel):
         raise TypeError(f"model is {type(model).__name__}; it must be a PreTrainedModel of transformers")
+
+
+def check_evaluating(model) -> None:
+    """Refuse a model in training mode."""
     if model.training:
-        raise ValueError(
-            "model is in training mode, where dropout changes attention, and no gradient is computed here: call "
-            "model.eval() first"
-        )
+        raise ValueError("model is in training mode, where dropout changes attention: call model.eval() first")
 
 
 @contextmanager

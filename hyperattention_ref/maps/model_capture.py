@@ -21,6 +21,7 @@ from hyperattention_ref.foundation.named_file import utf8_text
 from hyperattention_ref.maps.array_files import layout
 from hyperattention_ref.maps.attention_interface import (
     attending,
+    check_evaluating,
     check_model,
     check_plain_softmax,
     is_causal_module,
@@ -161,6 +162,7 @@ def capturing(model, take: Callable[[LayerMaps], object], *, layers=None, heads=
         as `capture`; within the block while the model runs, and at its end if a layer of `layers` did not run.
     """
     check_model(model)
+    check_evaluating(model)
     recorder = _Recorder(take, numbers("layers", layers), numbers("heads", heads))
     register(NAME, _attend)
     token = _record.set(recorder.record)

@@ -87,7 +87,8 @@ def replacing(model, *, layers="all", recipe=None, min_seq_len: int = 4096, rng=
 
     Parameters
     ----------
-    model : a transformers model in evaluation mode whose attention goes through transformers' AttentionInterface.
+    model : a transformers model whose attention goes through transformers' AttentionInterface. Gradients go through
+        it, too; see `scaled_dot_hyper_attention`.
     layers : "all"; "last:10", the last ten; a list of numbers from zero; or a function of the number. A layer has the
         number `layer_idx` of its attention module.
     recipe : None for the paper's, a `Recipe`, or the name of one; see `preset`.
@@ -104,9 +105,9 @@ def replacing(model, *, layers="all", recipe=None, min_seq_len: int = 4096, rng=
     ImportError
         if torch or transformers is missing.
     TypeError, ValueError
-        for a model without the interface or in training mode, for layers that it does not have, and for an unknown
-        recipe; within the block for attention that is not plain softmax of scaled products (soft-capping, learned
-        sinks, a position bias), for dropout, and for gradients, which are not computed.
+        for a model without the interface, for layers that it does not have, and for an unknown recipe; within the block
+        for attention that is not plain softmax of scaled products (soft-capping, learned sinks, a position bias), for
+        dropout, and for a gradient of landmarks.
     """
     check_model(model)
     replacement = Replacement.by_recipe(recipe, min_seq_len, rng, chosen_layers(model, layers))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from hyperattention_ref.attention import hyper_attention
+from hyperattention_ref.attention import check_no_mask_no_dropout, hyper_attention
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.host_arrays import is_tensor
+from hyperattention_ref.models.differentiable import differentiable_attention
+from hyperattention_ref.plan.planner import make_plan
 
 
 def scaled_dot_hyper_attention(
@@ -43,7 +45,13 @@ def scaled_dot_hyper_attention(
     Raises
     ------
     TypeError, ValueError
-        as `hyper_attention`; a tensor whose gradient would be lost, too.
+        as `hyper_attention`; for tensors that require a gradient on a backend that has none, too.
+
+    Notes
+    -----
+    Autograd goes through it: the gradient is that of the plan of this call, whose decisions (hashes, orders, samples)
+    are held constant. Kept for the backward pass are the tensors, the log-sum-exps and the plan. There is no second
+    derivative.
     """
     import torch
 
@@ -54,5 +62,10 @@ def scaled_dot_hyper_attention(
     options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if min(query.shape[-2], key.shape[-2]) <= min_seq_len:
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, **options)
-    masks = {"attn_mask": attn_mask, "dropout_p": dropout_p}
-    return hyper_attention(query, key, value, **masks, **options, recipe=recipe, min_seq_len=min_seq_len, rng=rng)
+    check_no_mask_no_dropout(attn_mask, dropout_p)
+    decisions = {"recipe": recipe, "min_seq_len": min_seq_len, "rng": rng}
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))):
+        return hyper_attention(query, key, value, **options, **decisions)
+    with torch.no_grad():
+        plan = make_plan(query, key, **options, **decisions)
+    return differentiable_attention(query, key, value, plan, **options)[0]

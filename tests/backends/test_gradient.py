@@ -9,7 +9,7 @@ from hyperattention_ref.backends import get_backend
 from hyperattention_ref.backends.conformance import plans
 from hyperattention_ref.foundation.backend import LANDMARK_GRADIENTS, lacks
 
-NAMES = ["reference", "numpy"]
+NAMES = ["reference", "numpy", "numba"]
 
 
 @st.composite

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import hyperattention_ref as hr
 from hyperattention_ref.backends.conformance import attention_inputs, check_backend
-from hyperattention_ref.backends.conformance.strategies import sums_inputs, transposed_inputs
+from hyperattention_ref.backends.conformance.strategies import gradient_inputs, sums_inputs, transposed_inputs
 from hyperattention_ref.backends.numba_cpu import backend, threads
 from hyperattention_ref.backends.numba_cpu.backend import NumbaCPU
 
@@ -34,7 +34,9 @@ def on_threads(count, example):
 
 
 @settings(max_examples=60)
-@given(st.one_of(attention_inputs(), attention_inputs(planned=True), sums_inputs(), transposed_inputs()))
+@given(
+    st.one_of(attention_inputs(), attention_inputs(planned=True), gradient_inputs(), sums_inputs(), transposed_inputs())
+)
 def test_bits_do_not_depend_on_the_number_of_threads(example):
     alone = on_threads(1, example)
     for count in (2, 5):
