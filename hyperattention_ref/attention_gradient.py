@@ -56,7 +56,7 @@ def attention_gradient(
 
     Notes
     -----
-    Cost about 3.5 times the forward pass, which is repeated here; memory O(n d). float16 and bfloat16 are computed in
+    Cost about 2.5 times the forward pass, which comes first; memory O(n d). float16 and bfloat16 are computed in
     float32 throughout and rounded once.
     """
     return gradient_of(
@@ -101,7 +101,7 @@ def gradient_of(q, k, v, dout, *, plan, is_causal, scale, enable_gqa, backend, r
 
 def check_gradients(backend: Backend, plan: Plan | None) -> None:
     """Refuse a backend that lacks gradients, or those of landmarks if the plan has some."""
-    needed = {GRADIENTS} | ({LANDMARK_GRADIENTS} if plan is not None and LANDMARKS in plan.parts else set())
+    needed = {GRADIENTS} | ({LANDMARK_GRADIENTS} if isinstance(plan, Plan) and LANDMARKS in plan.parts else set())
     if missing := lacks(backend, needed):
         raise ValueError(
             f"the backend {backend.name!r} does not compute {' and '.join(sorted(missing))}: pass backend="
