@@ -11,8 +11,8 @@ from .tiles import Tiles, exact_pieces, listed_pieces, rectangle_pieces
 from .upstream import Upstream
 
 
-def head_gradient(q, k, v, head_plan, upstream: Upstream, scale, is_causal):
-    """(dq, dk, dv) of one head: of exact attention if `head_plan` is None, else of its plan."""
+def head_gradient(q, k, v, upstream: Upstream, *, head_plan, scale, is_causal):
+    """(dq, dk, dv) of one head: of exact attention if `head_plan` is None, else of its plan but for far parts."""
     dq, dk, dv = (np.zeros(x.shape, x.dtype) for x in (q, k, v))
     lse, delta = upstream.finite_lse, upstream.delta
 

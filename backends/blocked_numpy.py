@@ -10,25 +10,23 @@ from functools import partial
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import LANDMARK_GRADIENTS, AttentionSums, each_head
+from hyperattention_ref.foundation.backend import AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.paper.definition_1_sorted_lsh import gray_rank, scaled_rows
 from hyperattention_ref.plan.merge import merge_attention
 
 from .blocked_gradient import head_gradient
+from .far_gradient import add_far_parts
 from .far_part import FarPart
 from .tiles import (
-    TILE_KEYS,
     TILE_QUERIES,
     Tiles,
-    blocks_of_views,
     cut,
-    either,
     exact_pieces,
     in_one_block,
-    listed_pairs,
     listed_pieces,
     rectangle_pieces,
+    taken_tiles,
 )
 from .upstream import gradients_of_heads
 
@@ -39,7 +37,6 @@ class BlockedNumpy:
     """Attention in tiles with a running softmax."""
 
     name = "numpy"
-    lacks = frozenset({LANDMARK_GRADIENTS})
 
     def unavailable(self) -> str | None:
         return None
@@ -73,7 +70,15 @@ class BlockedNumpy:
         return _over_heads(one_head, plan, q, k, v)
 
     def attention_gradient(self, q, k, v, plan, out, lse, dout, dlse, *, scale, is_causal):
-        one_head = partial(head_gradient, scale=scale, is_causal=is_causal)
+        attention = partial(exact_head, scale=scale, is_causal=False)
+        back = partial(head_gradient, head_plan=None, scale=scale, is_causal=False)
+
+        def one_head(q, k, v, head_plan, upstream):
+            found = head_gradient(q, k, v, upstream, head_plan=head_plan, scale=scale, is_causal=is_causal)
+            if head_plan is not None:
+                add_far_parts(found, q, k, v, head_plan, upstream, scale, attention, back)
+            return found
+
         return gradients_of_heads(one_head, plan, q, k, v, (out, lse, dout, dlse), working_dtype(q))
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
@@ -142,7 +147,10 @@ def rectangle_attention(q, k, v, rectangle, lists, scale):
     """What a rectangle adds to its rows: masked and sampled pairs, and the far part."""
     exact = attention(q, k, v, scale, rectangle_pieces(rectangle, lists))
     far = FarPart.fit(k, v, rectangle, scale, partial(exact_head, scale=scale, is_causal=False))
-    return exact if far is None else merge_attention(exact, _far_attention(far, q, k, v, rectangle, lists, scale))
+    if far is None:
+        return exact
+    _, sums, shift = far.sums(q, k, v, scale, taken_tiles(rectangle, lists))
+    return merge_attention(exact, far.finish(sums, shift))
 
 
 def attention(q, k, v, scale, pieces):
@@ -151,29 +159,6 @@ def attention(q, k, v, scale, pieces):
     for rows, keys, logits in Tiles(q, k, scale).of(pieces):
         softmax.fold(rows, logits, v[keys])
     return softmax.finish()
-
-
-def _far_attention(far, q, k, v, rectangle, lists, scale):
-    """Rule 4 with landmarks: what the pilots make of all far keys, less the pairs that are exact."""
-    combination, sums, shift = far.combination(q, scale)
-    for rows, keys, earlier in _exact_blocks(rectangle, lists):
-        for row_tile in cut(len(rows), TILE_QUERIES):
-            r = rows[row_tile]
-            for key_tile in cut(len(keys), TILE_KEYS):
-                s = keys[key_tile]
-                estimates = combination[r] @ far.shares(k[s]).T
-                estimates[earlier(r, s)] = 0  # landmarks are exact keys: there is something earlier
-                sums[r] -= estimates @ far.values(v[s])
-    return far.finish(sums, shift)
-
-
-def _exact_blocks(rectangle, lists):
-    """`blocks_of_views` without listed pairs, then the blocks of the lists in the rectangle."""
-    listed = listed_pairs(rectangle, lists)
-    for rows, keys, earlier in blocks_of_views(rectangle):
-        yield rows, keys, either(earlier, listed)
-    for rows, keys in lists.blocks(rectangle.place) if lists else ():
-        yield rows, keys, lambda rows, keys: np.broadcast_to(rectangle.is_exact[keys], (len(rows), len(keys)))
 
 
 class RunningSoftmax:

@@ -75,6 +75,18 @@ class FarPart:
         weights = np.exp(logits - shift[:, None])
         return weights @ self.mix, weights @ self.loads, shift
 
+    def sums(self, q, k, v, scale, taken) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `combination`, less the estimates of pairs that are exact.
+
+        `taken` are tiles (rows, keys, hidden) of such pairs, but for those that are hidden.
+        """
+        combination, sums, shift = self.combination(q, scale)
+        for rows, keys, hidden in taken:
+            estimates = combination[rows] @ self.shares(k[keys]).T
+            estimates[hidden] = 0
+            sums[rows] -= estimates @ self.values(v[keys])
+        return combination, sums, shift
+
     def shares(self, k) -> np.ndarray:
         """P (n, r) of far keys (n, d); other keys get no more than 1 either."""
         logits = k @ self.pilots.T

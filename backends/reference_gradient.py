@@ -106,7 +106,7 @@ def far_gradient(q, k, v, rectangle, listed, upstream: Upstream, scale):
     scaled = np.where(is_there, np.exp(np.where(is_there, shift - upstream.lse, 0)), 0)  # e^{shift - L}
 
     mean = estimates @ values / np.where(is_there, total, 1)[:, None]  # N / D
-    through, dv, out = _ball_gradient(mean, values, upstream.dout, scaled * total)
+    through, dv, out = ball_gradient(mean, values, upstream.dout, scaled * total)
     delta = np.sum(through * mean, axis=1) - np.sum(upstream.dout * out, axis=1) + upstream.delta
     d_estimates = np.where(counts, scaled[:, None] * (through @ values.T - delta[:, None]), 0)
     dv += (scaled[:, None] * estimates).T @ through  # dv_l = Σ a_il do
@@ -140,7 +140,7 @@ def _fit_gradient(k, landmarks, far, fit: Fit, dg, dw_marks, scale):
     return dk
 
 
-def _ball_gradient(mean, values, d_out, weights):
+def ball_gradient(mean, values, d_out, weights):
     """Back through moving means into the smallest ball around the mean of the values that holds them all.
 
     Returns the gradient of each mean (inside the ball it is `d_out`), that of the values with the weight of each row,

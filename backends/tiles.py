@@ -63,6 +63,29 @@ def rectangle_pieces(rectangle, lists):
     yield all_queries, rectangle.sampled_keys, rectangle.log_weights, masked
 
 
+def taken_tiles(rectangle, lists):
+    """Yield (rows, keys, hidden): the pairs of views, then of lists, that are exact though their keys are far.
+
+    `hidden` marks the pairs of a tile that are none, or have come before; in a rectangle with landmarks.
+    """
+    listed = listed_pairs(rectangle, lists)
+
+    def of_exact_keys(rows, keys):
+        return np.broadcast_to(rectangle.is_exact[keys], (len(rows), len(keys)))
+
+    def blocks():
+        for rows, keys, earlier in blocks_of_views(rectangle):
+            yield rows, keys, either(earlier, listed)  # landmarks are exact keys: there is something earlier
+        for rows, keys in lists.blocks(rectangle.place) if lists else ():
+            yield rows, keys, of_exact_keys
+
+    for rows, keys, hidden in blocks():
+        for row_tile in cut(len(rows), TILE_QUERIES):
+            for key_tile in cut(len(keys), TILE_KEYS):
+                r, s = rows[row_tile], keys[key_tile]
+                yield r, s, hidden(r, s)
+
+
 def blocks_of_views(rectangle):
     """Yield (rows, keys, earlier) for each block of each view; `earlier` marks the pairs of exact keys, earlier views.
 

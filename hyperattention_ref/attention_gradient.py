@@ -8,7 +8,7 @@ import numpy as np
 
 from hyperattention_ref.attention import check_plan
 from hyperattention_ref.foundation import inputs
-from hyperattention_ref.foundation.backend import GRADIENTS, LANDMARK_GRADIENTS, LANDMARKS, Backend, lacks
+from hyperattention_ref.foundation.backend import GRADIENTS, Backend, lacks
 from hyperattention_ref.foundation.extremes import Extremes
 from hyperattention_ref.foundation.host_arrays import dtype_name, like
 from hyperattention_ref.foundation.memory import memory_of, working_dtype
@@ -52,7 +52,7 @@ def attention_gradient(
     ------
     TypeError, ValueError
         as `hyper_attention`; for `dout` of another shape or dtype, and gradients that may overflow; for a backend that
-        has no gradients, or none of landmarks.
+        has no gradients.
 
     Notes
     -----
@@ -67,7 +67,7 @@ def attention_gradient(
 def gradient_of(q, k, v, dout, *, plan, is_causal, scale, enable_gqa, backend, results=None, dlse=None):
     """As `attention_gradient`; `results` are (out, lse) if they are known, `dlse` (..., n_q) the gradient of lse."""
     chosen = select(backend, q)
-    check_gradients(chosen, plan)
+    check_gradients(chosen)
     memory, callers = memory_of(chosen), (q, k, v)
     upstream, dtype = memory.view("dout", dout), dtype_name(q, memory.view("query", q))
     if dtype_name(dout, upstream) != dtype:
@@ -99,13 +99,12 @@ def gradient_of(q, k, v, dout, *, plan, is_causal, scale, enable_gqa, backend, r
     return tuple(like(caller, x) for caller, x in zip(callers, shaped, strict=True))
 
 
-def check_gradients(backend: Backend, plan: Plan | None) -> None:
-    """Refuse a backend that lacks gradients, or those of landmarks if the plan has some."""
-    needed = {GRADIENTS} | ({LANDMARK_GRADIENTS} if isinstance(plan, Plan) and LANDMARKS in plan.parts else set())
-    if missing := lacks(backend, needed):
+def check_gradients(backend: Backend) -> None:
+    """Refuse a backend that lacks gradients."""
+    if lacks(backend, {GRADIENTS}):
         raise ValueError(
-            f"the backend {backend.name!r} does not compute {' and '.join(sorted(missing))}: pass backend="
-            f"'{'numba' if GRADIENTS in missing else 'reference'}' with arrays on the host, or detach the tensors"
+            f"the backend {backend.name!r} does not compute gradients: pass backend='numba' with arrays on the host, "
+            "or detach the tensors"
         )
 
 

@@ -15,12 +15,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from hyperattention_ref.foundation.backend import LANDMARK_GRADIENTS, AttentionSums, each_head
+from hyperattention_ref.foundation.backend import AttentionSums, each_head
 from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
 from hyperattention_ref.plan import pages
 from hyperattention_ref.plan.head_plan import Rectangle
 
+from ..far_gradient import add_far_parts
 from ..far_part import FarPart
 from ..upstream import gradients_of_heads
 from .threads import pieces, run
@@ -34,7 +35,6 @@ class NumbaCPU:
     """Attention in compiled tiles."""
 
     name = "numba"
-    lacks = frozenset({LANDMARK_GRADIENTS})
 
     def unavailable(self) -> str | None:
         from numba import config
@@ -71,7 +71,15 @@ class NumbaCPU:
     def attention_gradient(self, q, k, v, plan, out, lse, dout, dlse, *, scale, is_causal):
         from .gradient import head_gradient  # it takes the tools of this module
 
-        one_head = partial(head_gradient, scale=scale, is_causal=is_causal)
+        attention = partial(_pilots_attention, scale=scale)
+        back = partial(head_gradient, head_plan=None, scale=scale, is_causal=False)
+
+        def one_head(q, k, v, head_plan, upstream):
+            found = head_gradient(q, k, v, upstream, head_plan=head_plan, scale=scale, is_causal=is_causal)
+            if head_plan is not None:
+                add_far_parts(found, q, k, v, head_plan, upstream, scale, attention, back)
+            return found
+
         return gradients_of_heads(one_head, plan, q, k, v, (out, lse, dout, dlse), working_dtype(q))
 
     def pick_level(self, q_mean, k_mean, level, candidates, *, top, lift, scale):

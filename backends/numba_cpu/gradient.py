@@ -26,8 +26,8 @@ SHARED_PIECES = 16
 """Pieces of shared keys, at most."""
 
 
-def head_gradient(q, k, v, head_plan, upstream: Upstream, scale, is_causal):
-    """(dq, dk, dv) of one head: of exact attention if `head_plan` is None, else of its plan."""
+def head_gradient(q, k, v, upstream: Upstream, *, head_plan, scale, is_causal):
+    """(dq, dk, dv) of one head: of exact attention if `head_plan` is None, else of its plan but for far parts."""
     q, k, v, dout = (_plain(x, q.dtype) for x in (q, k, v, upstream.dout))
     lse = upstream.finite_lse * q.dtype.type(LOG2_E)
     dq, dk, dv = (np.zeros(x.shape, x.dtype) for x in (q, k, v))

@@ -16,8 +16,8 @@ ARRAYS = ("log_total", "log_unmasked", "column_sums", "column_squares", "entropy
 """The fields of `AttentionSums` that are arrays, in the memory of the backend; the others are floats."""
 BLOCK_LISTS, LANDMARKS = "block lists", "landmarks"
 """The parts of a Plan that a backend may lack."""
-GRADIENTS, LANDMARK_GRADIENTS = "gradients", "gradients of landmarks"
-"""The other things that it may lack: `attention_gradient` as a whole, or for a Plan with landmarks."""
+GRADIENTS = "gradients"
+"""The other thing that it may lack: `attention_gradient`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,9 +57,9 @@ class Backend(Protocol):
     arrive as its views, results are arrays of the caller's library. Plans, masks, hyperplanes, samples and caps are
     decisions and lie on the host.
 
-    A backend that cannot compute everything names what it `lacks`, a set of `BLOCK_LISTS`, `LANDMARKS`, `GRADIENTS`
-    and `LANDMARK_GRADIENTS`. Calls that need one of these are refused before they reach it, and the conformance suite
-    makes none. One that lacks `GRADIENTS` needs no `attention_gradient`.
+    A backend that cannot compute everything names what it `lacks`, a set of `BLOCK_LISTS`, `LANDMARKS` and
+    `GRADIENTS`. Calls that need one of these are refused before they reach it, and the conformance suite makes none.
+    One that lacks `GRADIENTS` needs no `attention_gradient`.
 
     A backend that hashes and sorts where its arrays lie may also offer `drawn_attention(q, k, v, noise, planner, *,
     scale, extremes)`: (out, lse) of the Plan that a `plan.planner.Planner` of the paper's recipe makes from its noise,
@@ -112,7 +112,7 @@ class Backend(Protocol):
 
 
 def lacks(backend: Backend, parts) -> set[str]:
-    """Which of these parts of a Plan, or other things, the backend cannot compute."""
+    """Which of these parts of a Plan, or gradients, the backend cannot compute."""
     return set(parts) & set(getattr(backend, "lacks", ()))
 
 

@@ -31,7 +31,7 @@ def differentiable_attention(
     TypeError, ValueError
         as `hyper_attention`; for a backend that has no gradient; for a second derivative (NotImplementedError).
     """
-    check_gradients(select(backend, query), plan)
+    check_gradients(select(backend, query))
     options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa, "backend": backend}
     return _function().apply(query, key, value, plan, options)
 

@@ -106,8 +106,8 @@ def replacing(model, *, layers="all", recipe=None, min_seq_len: int = 4096, rng=
         if torch or transformers is missing.
     TypeError, ValueError
         for a model without the interface, for layers that it does not have, and for an unknown recipe; within the block
-        for attention that is not plain softmax of scaled products (soft-capping, learned sinks, a position bias), for
-        dropout, and for a gradient of landmarks.
+        for attention that is not plain softmax of scaled products (soft-capping, learned sinks, a position bias), and
+        for dropout.
     """
     check_model(model)
     replacement = Replacement.by_recipe(recipe, min_seq_len, rng, chosen_layers(model, layers))

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hyperattention_ref as hr
+from hyperattention_ref.backends.blocked_numpy import BlockedNumpy
 from hyperattention_ref.backends.conformance import plans
-from hyperattention_ref.foundation.backend import LANDMARK_GRADIENTS, lacks
-from hyperattention_ref.foundation.registry import get_backend
+from hyperattention_ref.foundation.backend import GRADIENTS
 from hyperattention_ref.models.differentiable import differentiable_attention
 
 OPTIONS = {"recipe": hr.Recipe(block_size=8, sample_size=4), "min_seq_len": 16, "rng": 5}
@@ -33,10 +33,9 @@ def test_the_gradient_is_that_of_differences_for_every_plan(torch, name, data):
     """gradcheck compares the whole Jacobian, of output and log-sum-exp, with central differences in float64."""
     is_causal, n_q = data.draw(st.booleans()), data.draw(st.integers(1, 8))
     n_k = n_q if is_causal else data.draw(st.integers(1, 8))
-    kinds = [None] if lacks(get_backend(name), {LANDMARK_GRADIENTS}) else [None, 2]
     shape = data.draw(st.sampled_from([(), (2,)]))
     sizes = {"shape": shape, "n_q": n_q, "n_k": n_k, "is_causal": is_causal}
-    plan = data.draw(st.one_of(st.none(), plans(**sizes, landmarks_d=data.draw(st.sampled_from(kinds)))))
+    plan = data.draw(st.one_of(st.none(), plans(**sizes, landmarks_d=data.draw(st.sampled_from([None, 2])))))
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     arrays = [
         torch.randn((*shape, n, 2), generator=draw, dtype=torch.float64).requires_grad_() for n in (n_q, n_k, n_k)
@@ -97,9 +96,9 @@ def test_what_autograd_cannot_have_is_refused_by_name(torch):
     out = hr.scaled_dot_hyper_attention(*arrays, enable_gqa=True, **OPTIONS).sum()
     with pytest.raises(NotImplementedError, match="a second derivative is asked for"):
         torch.autograd.grad(out, arrays, create_graph=True)
-    options = OPTIONS | {"recipe": hr.Recipe(landmarks=3, block_size=4, sample_size=0)}
-    with pytest.raises(ValueError, match=r"does not compute gradients of landmarks.*or detach the tensors"):
-        hr.scaled_dot_hyper_attention(*arrays, enable_gqa=True, **options)
+    forward = type("Forward", (BlockedNumpy,), {"name": "forward", "lacks": frozenset({GRADIENTS})})()
+    with pytest.raises(ValueError, match=r"'forward' does not compute gradients.*or detach the tensors"):
+        differentiable_attention(*arrays, None, enable_gqa=True, backend=forward)
     changed = heads(torch)
     out = hr.scaled_dot_hyper_attention(*changed, enable_gqa=True, **OPTIONS).sum()
     with torch.no_grad():
