@@ -73,7 +73,10 @@ def _obstacle(x) -> str | None:
     import torch
 
     if x.requires_grad and torch.is_grad_enabled():
-        return "that requires a gradient, and none is computed here: pass .detach(), or call within torch.no_grad()"
+        return (
+            "that requires a gradient, and none is computed here: call scaled_dot_hyper_attention, pass .detach(), or "
+            "call within torch.no_grad()"
+        )
     if x.layout is not torch.strided or x.is_nested:
         return f"of layout {'nested' if x.is_nested else x.layout}; it must be strided: convert it with .to_dense()"
     if x.is_quantized:
