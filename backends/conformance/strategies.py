@@ -95,7 +95,8 @@ def gradient_inputs(draw, *, lacking=frozenset()) -> GradientInputs:
     output alone.
     """
     planned = draw(st.sampled_from((True, True, True, False)))
-    one = draw(attention_inputs(planned=planned, lacking=lacking | {LANDMARKS}))
+    lacking = {BLOCK_LISTS, LANDMARKS} if draw(st.booleans()) else lacking | {LANDMARKS}
+    one = draw(attention_inputs(planned=planned, lacking=lacking))
     arrays, options = (one.query, one.key, one.value), {"scale": one.scale}
     if one.plan is None:
         out, lse = Reference().exact_attention(*arrays, **options, is_causal=one.is_causal)

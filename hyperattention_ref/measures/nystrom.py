@@ -9,7 +9,7 @@ from hyperattention_ref.backends.reference import softmax_average
 from hyperattention_ref.foundation import inputs
 from hyperattention_ref.foundation.randomness import streams
 from hyperattention_ref.measures.attention_matrix import attention_logits
-from hyperattention_ref.plan.landmark_choice import _pivots
+from hyperattention_ref.plan.landmark_choice import random_pivots
 from hyperattention_ref.plan.merge import NEUTRAL, merge_attention
 from hyperattention_ref.plan.tiling import causal_tiling
 
@@ -82,7 +82,7 @@ def _rectangle(q, k, v, size: int, scale: float, rng: np.random.Generator) -> tu
     mean = k.mean(axis=0)
     x = (k - mean) * np.sqrt(scale / TEMPERATURE)
     log_a = np.sum(x**2, axis=1) / 2
-    pivots = _pivots(x, log_a, size, rng)
+    pivots = random_pivots(x, log_a, size, rng)
     g = np.exp(-cdist(x[pivots], x, "sqeuclidean") / 2)
     ridged = g[:, pivots] + RIDGE * np.eye(len(pivots))
     weights = np.linalg.solve(ridged, g * np.exp(log_a - log_a.max()))

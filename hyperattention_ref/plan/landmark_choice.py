@@ -48,7 +48,7 @@ def choose_landmarks(q, k, keys: np.ndarray, count: int, scale: float, rng: np.r
     y = scale * (k - k.mean(axis=0)) @ factor
     log_weights = (scale * k @ mean + np.sum(y**2, axis=1) / 2)[keys]
     candidates = np.argsort(-(log_weights + rng.gumbel(size=keys.size)), kind="stable")[: CANDIDATES * count]
-    pivots = keys[candidates[_pivots(y[keys[candidates]], log_weights[candidates], count, rng)]]
+    pivots = keys[candidates[random_pivots(y[keys[candidates]], log_weights[candidates], count, rng)]]
     # the Plan measures from the mean of the landmarks, which y above does from the mean of all keys
     shift = scale * factor @ (factor.T @ (k[pivots].mean(axis=0) - k.mean(axis=0)))
     return Landmarks(np.sort(pivots), mean + shift, factor)
@@ -61,7 +61,7 @@ def _law(q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, axes * np.sqrt(np.maximum(variances, 0))
 
 
-def _pivots(y: np.ndarray, log_weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def random_pivots(y: np.ndarray, log_weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Indices by randomly pivoted Cholesky of e^{w_l + w_l'} e^{-|y_l - y_l'|²/2}, in the order of the draws.
 
     The largest of log(p) + a Gumbel variable is a draw by p: weights that differ by e^500 need no exponential.

@@ -187,8 +187,8 @@ def page_lists(q, k, paging: Paging, *, top: int, lift: float, scale: float, bac
     """
     picked = np.empty((paging.n_blocks, 0), np.int64)
     if top:
-        choice = {"top": top, "lift": lift, "scale": scale, "backend": backend}
-        picked = pick_pages(_means(q, paging.size), _means(k, paging.size), paging, **choice)
+        means = _means(q, paging.size), _means(k, paging.size)
+        picked = pick_pages(*means, paging, top=top, lift=lift, scale=scale, backend=backend)
     first, stop = paging.windows()
     existing = paging.existing()[:, None]
     window = first[:, None] + np.arange((stop - first).max())
