@@ -44,8 +44,8 @@ def nystrom_attention(
 
     Returns
     -------
-    out : (..., n_q, d_v) float64 array. Cost for each rectangle: r logits for each query and r kernel entries for each
-    key, r^2 n_k, and r n_k d_v; memory r n_k. Exact if the coreset is all keys.
+    (..., n_q, d_v) float64 array, exact if the coreset is all keys. Cost for each rectangle: r logits for each query, r
+    kernel entries for each key, r² n_k and r n_k d_v; memory r n_k.
     """
     caller = q
     q, k, v = inputs.heads(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)

@@ -134,4 +134,4 @@ WARM_UP = """
 
 
 def test_after_the_warm_up_nothing_is_compiled(run_python):
-    assert run_python(WARM_UP).stdout == "16 16 True []\n"
+    assert run_python(WARM_UP).stdout == "16 17 True []\n"

@@ -162,7 +162,7 @@ def test_one_backend_that_cannot_run_is_left_out_with_the_reason(stand_in, tmp_p
 
 def test_the_suite_judges_a_backend_by_name(monkeypatch):
     plant(monkeypatch, Planted, "cupy")
-    assert gpu_run.conformance("cupy", SMALL).examples == 6
+    assert gpu_run.conformance("cupy", SMALL).examples == 8
     plant(monkeypatch, Broken, "cupy")
     result = gpu_run.conformance("cupy", SMALL)
     assert result.failure.startswith("AssertionError: backend 'cupy' raised MemoryError")
