@@ -89,9 +89,8 @@ def test_conforms():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_conforms_on_many_examples(seed):
-    assert check_backend(launcher(), max_examples=60, seed=seed).worst_ratio <= 1
+def test_conforms_on_many_examples():
+    assert check_backend(launcher(), max_examples=60, seed=1).worst_ratio <= 1
 
 
 # --- Properties -------------------------------------------------------------------------------------------------------
