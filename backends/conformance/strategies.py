@@ -53,11 +53,11 @@ def attention_inputs(draw, *, planned: bool = False, lacking=frozenset()) -> Att
     zero or all near one direction; logits reach about 1, 80 or 500; layouts are contiguous, Fortran, transposed,
     strided, reversed, read-only, or of stride 0 along rows or heads; the dtype is float16, float32 or float64.
     No plan has the parts that are `lacking`; half have each of the others. Where block lists and landmarks are lacking,
-    one plan in eight is one block of all pairs, of more keys than backends gather at a time.
+    one plan in eight is one block of all pairs, of few queries and more keys than backends gather at a time.
     """
     is_one_block = planned and lacking >= {BLOCK_LISTS, LANDMARKS} and draw(st.integers(0, 7)) == 0
     is_causal = not is_one_block and draw(st.booleans())
-    n_q = draw(_lengths())
+    n_q = draw(st.integers(1, 9) if is_one_block else _lengths())
     n_k = n_q if is_causal else 1025 if is_one_block else draw(_lengths(around=1025))
     lead = draw(st.sampled_from(LEADING_SHAPES)) if max(n_q, n_k) < 100 else ()
     d, d_v = draw(st.sampled_from((1, 2, 3, 8, 17, 64))), draw(st.integers(1, 9))
