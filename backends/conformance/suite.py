@@ -87,15 +87,13 @@ def check_backend(
         ("capped_sums", capped_inputs(), _check_arithmetic),
         ("exact_attention", attention_inputs(), _check_arithmetic),
         ("planned_attention", attention_inputs(planned=True, lacking=every_part), _check_arithmetic),
-        ("planned_attention", attention_inputs(planned=True, lacking=lacking), _check_arithmetic),
-        ("attention_gradient", gradient_inputs(lacking=lacking), _check_arithmetic),
         ("attention_sums", sums_inputs(), _check_arithmetic),
         ("transposed_attention", transposed_inputs(), _check_arithmetic),
     ]
-    if lacks(backend, {GRADIENTS}):
-        del checks[5]
-    if lacking == every_part:
-        del checks[4]
+    if lacking < every_part:
+        checks.append(("planned_attention", attention_inputs(planned=True, lacking=lacking), _check_arithmetic))
+    if not lacks(backend, {GRADIENTS}):
+        checks.append(("attention_gradient", gradient_inputs(lacking=lacking), _check_arithmetic))
     known = tuple(dict.fromkeys(name for name, _, _ in checks))
     names = known if operations is None else tuple(operations)
     if unknown := set(names) - set(known):

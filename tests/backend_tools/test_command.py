@@ -63,7 +63,7 @@ def test_a_backend_that_passes_gets_its_figures():
     result = invoke("check-backend", "numpy", "--examples", 5, "--seed", 3)
     assert result.exit_code == 0, result.output
     assert "backend 'numpy' passed 40 examples in " in result.stdout
-    assert "operations: hash_codes, capped_sums, exact_attention, planned_attention, attention_g" in result.stdout
+    assert "operations: hash_codes, capped_sums, exact_attention, planned_attention, attention_s" in result.stdout
     assert "of what rounding allows" in result.stdout
     assert "40  hash_codes" in result.stderr  # the progress
     assert "hash_codes" not in result.stdout.splitlines()[0]
