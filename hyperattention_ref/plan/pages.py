@@ -48,11 +48,6 @@ class Paging:
         """Pages that the first keys take."""
         return min(-(-self.first_keys // self.size), self.n_pages)
 
-    @property
-    def page_sizes(self) -> np.ndarray:
-        """(pages,) keys of each page."""
-        return np.minimum(self.size, self.n_k - np.arange(self.n_pages) * self.size)
-
     def existing(self) -> np.ndarray:
         """(blocks,) number of pages that each block may see."""
         return np.arange(1, self.n_blocks + 1) if self.is_causal else np.full(self.n_blocks, self.n_pages)
@@ -95,6 +90,8 @@ class Paging:
 
     def n_scores(self, top: int) -> int:
         """Scores of a search for `top` pages, a logit each."""
+        if top == 0:
+            return 0
         coarsest, *finer = self.levels(top)
         scored = [np.minimum(level.far_counts(), BRANCHES * KEPT * top) for level in finer]
         return int(coarsest.far_counts().sum() + sum(counts.sum() for counts in scored))
@@ -105,14 +102,7 @@ class Paging:
         queries = np.minimum(self.size, self.n_q - np.arange(self.n_blocks) * self.size)
         listed = self.existing() - far + np.minimum(top, far)
         future = queries @ (2 * self.size - 1 - queries) // 2 if self.is_causal else 0  # pairs of a block's own page
-        return int(queries @ listed * self.size - future) + (self.n_scores(top) if top else 0)
-
-    def near(self) -> np.ndarray:
-        """(blocks, pages) boolean: the near pages of each block."""
-        first, stop = (x[:, None] for x in self.windows())
-        page = np.arange(self.n_pages)
-        exists = page < self.existing()[:, None]
-        return exists & (((first <= page) & (page < stop)) | (page < self.first_pages))
+        return int(queries @ listed * self.size - future) + self.n_scores(top)
 
 
 @dataclass(frozen=True)

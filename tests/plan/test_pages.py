@@ -22,6 +22,19 @@ def pagings(draw):
     return Paging(n_q, n_k, size, is_causal, draw(st.integers(0, 30)), draw(st.integers(0, 9)))
 
 
+def page_sizes(paging):
+    """(pages,) keys of each page."""
+    return np.array([min(paging.size, paging.n_k - first) for first in range(0, paging.n_k, paging.size)])
+
+
+def near_pages(paging):
+    """(blocks, pages) boolean: the pages of the window and of the first keys that exist for each block."""
+    first, stop = (x[:, None] for x in paging.windows())
+    page = np.arange(paging.n_pages)
+    exists = page < paging.existing()[:, None]
+    return exists & (((first <= page) & (page < stop)) | (page < paging.first_pages))
+
+
 def far_pages(paging, merged=1):
     """(blocks, pages) boolean, page by page: the far pages, where `merged` are one; and the page kept in any case."""
     exists = np.arange(paging.n_pages) < paging.existing()[:, None]
@@ -61,7 +74,7 @@ def literal_picks(q_mean, k_mean, paging, top, lift, scale):
         m, wanted = level.merged, top if level.merged == 1 else KEPT * top
         far, own = far_pages(paging, m)
         mean = np.array([k_mean[p : p + m].mean(axis=0) for p in range(0, paging.n_pages, m)])
-        sizes = [paging.page_sizes[p : p + m].sum() for p in range(0, paging.n_pages, m)]
+        sizes = [page_sizes(paging)[p : p + m].sum() for p in range(0, paging.n_pages, m)]
         scores = literal_scores(q_mean, mean, far, sizes, candidates, paging.is_causal, lift, scale)
         picked = []
         for s, kept in zip(scores, own, strict=True):
@@ -75,7 +88,7 @@ def literal_lists(q, k, paging, top, lift, scale):
     """The set of pages of each block."""
     means = [np.array([x[i : i + paging.size].mean(0) for i in range(0, len(x), paging.size)]) for x in (q, k)]
     picked = literal_picks(*means, paging, top, lift, scale)[0] if top else [set()] * paging.n_blocks
-    return [set(np.flatnonzero(near)) | pages for near, pages in zip(paging.near(), picked, strict=True)]
+    return [set(np.flatnonzero(near)) | pages for near, pages in zip(near_pages(paging), picked, strict=True)]
 
 
 @given(pagings(), st.integers(0, 5), st.sampled_from((0.0, 0.8, 1.0)), st.integers(0, 99))
@@ -107,7 +120,7 @@ def test_levels_hold_what_blocks_may_pick(paging, top):
 
 @given(pagings())
 def test_near_pages_hold_the_window_and_the_first_keys(paging):
-    near, (far, _) = paging.near(), far_pages(paging)
+    near, (far, _) = near_pages(paging), far_pages(paging)
     assert not (near & far).any()
     pairs = np.repeat(np.repeat(near, paging.size, 0), paging.size, 1)[: paging.n_q, : paging.n_k]
     i, j = np.arange(paging.n_q)[:, None], np.arange(paging.n_k)
@@ -124,7 +137,7 @@ def test_logits_are_counted_as_the_lists_have_them(paging, top):
     g = np.random.default_rng(0)
     q, k = g.standard_normal((paging.n_q, 3)), g.standard_normal((paging.n_k, 3))
     lists = page_lists(q, k, paging, top=top, lift=0.8, scale=1.0, backend=get_backend("numpy"))
-    expected = lists.nnz + (paging.n_scores(top) if top else 0)
+    expected = lists.nnz + paging.n_scores(top)
     if paging.n_q % paging.size == 0 and paging.n_k % paging.size == 0:
         assert paging.n_logits(top) == expected
     else:
