@@ -16,7 +16,7 @@ from hyperattention_ref.paper.definition_1_sorted_lsh import gray_rank, scaled_r
 from hyperattention_ref.plan.merge import merge_attention
 
 from .blocked_gradient import head_gradient
-from .far_gradient import add_far_parts
+from .far_gradient import gradients_with_far_parts
 from .far_part import FarPart
 from .tiles import (
     TILE_QUERIES,
@@ -28,7 +28,6 @@ from .tiles import (
     rectangle_pieces,
     taken_tiles,
 )
-from .upstream import gradients_of_heads
 
 PANEL_BYTES = 2**24  # a panel holds a few rows of logits by all keys; with its copies it stays in the last-level cache
 
@@ -70,16 +69,9 @@ class BlockedNumpy:
         return _over_heads(one_head, plan, q, k, v)
 
     def attention_gradient(self, q, k, v, plan, out, lse, dout, dlse, *, scale, is_causal):
-        attention = partial(exact_head, scale=scale, is_causal=False)
-        back = partial(head_gradient, head_plan=None, scale=scale, is_causal=False)
-
-        def one_head(q, k, v, head_plan, upstream):
-            found = head_gradient(q, k, v, upstream, head_plan=head_plan, scale=scale, is_causal=is_causal)
-            if head_plan is not None:
-                add_far_parts(found, q, k, v, head_plan, upstream, scale, attention, back)
-            return found
-
-        return gradients_of_heads(one_head, plan, q, k, v, (out, lse, dout, dlse), working_dtype(q))
+        attention, results = partial(exact_head, scale=scale, is_causal=False), (out, lse, dout, dlse)
+        options = {"scale": scale, "is_causal": is_causal}
+        return gradients_with_far_parts(head_gradient, attention, plan, q, k, v, results, **options)
 
     def attention_sums(self, q, k, mask, *, scale, is_causal):
         work = working_dtype(q)

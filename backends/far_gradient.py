@@ -6,17 +6,36 @@ Page "theory", section 9.10. Names are those of `FarPart`; what has r rows only 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from hyperattention_ref.foundation.memory import working_dtype
 from hyperattention_ref.plan.head_plan import HeadPlan, Rectangle
 from hyperattention_ref.plan.landmarks import RIDGE, Geometry, Landmarks
 
 from .far_part import FarPart
 from .reference_gradient import ball_gradient
 from .tiles import taken_tiles
-from .upstream import Upstream
+from .upstream import Upstream, gradients_of_heads
+
+
+def gradients_with_far_parts(head_gradient, attention, plan, q, k, v, results, *, scale, is_causal):
+    """(dq, dk, dv) of all heads: what `head_gradient` gives, and the far parts; `results` are (out, lse, dout, dlse).
+
+    `head_gradient(q, k, v, upstream, *, head_plan, scale, is_causal)` is the backend's own, without far parts, and
+    `attention(q, k, v)` its (out, lse) of exact attention at this scale.
+    """
+    back = partial(head_gradient, head_plan=None, scale=scale, is_causal=False)
+
+    def one_head(q, k, v, head_plan, upstream):
+        found = head_gradient(q, k, v, upstream, head_plan=head_plan, scale=scale, is_causal=is_causal)
+        if head_plan is not None:
+            add_far_parts(found, q, k, v, head_plan, upstream, scale, attention, back)
+        return found
+
+    return gradients_of_heads(one_head, plan, q, k, v, results, working_dtype(q))
 
 
 def add_far_parts(gradients, q, k, v, head_plan: HeadPlan, upstream: Upstream, scale, attention, back) -> None:

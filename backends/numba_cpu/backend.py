@@ -21,9 +21,8 @@ from hyperattention_ref.paper.definition_1_sorted_lsh import scaled_rows
 from hyperattention_ref.plan import pages
 from hyperattention_ref.plan.head_plan import Rectangle
 
-from ..far_gradient import add_far_parts
+from ..far_gradient import gradients_with_far_parts
 from ..far_part import FarPart
-from ..upstream import gradients_of_heads
 from .threads import pieces, run
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
@@ -71,16 +70,9 @@ class NumbaCPU:
     def attention_gradient(self, q, k, v, plan, out, lse, dout, dlse, *, scale, is_causal):
         from .gradient import head_gradient  # it takes the tools of this module
 
-        attention = partial(_pilots_attention, scale=scale)
-        back = partial(head_gradient, head_plan=None, scale=scale, is_causal=False)
-
-        def one_head(q, k, v, head_plan, upstream):
-            found = head_gradient(q, k, v, upstream, head_plan=head_plan, scale=scale, is_causal=is_causal)
-            if head_plan is not None:
-                add_far_parts(found, q, k, v, head_plan, upstream, scale, attention, back)
-            return found
-
-        return gradients_of_heads(one_head, plan, q, k, v, (out, lse, dout, dlse), working_dtype(q))
+        attention, results = partial(_pilots_attention, scale=scale), (out, lse, dout, dlse)
+        options = {"scale": scale, "is_causal": is_causal}
+        return gradients_with_far_parts(head_gradient, attention, plan, q, k, v, results, **options)
 
     def pick_level(self, q_mean, k_mean, level, candidates, *, top, lift, scale):
         """`plan.pages.pick_level` in float32; shares are summed first, for a thread sees only some of the blocks."""

@@ -104,6 +104,13 @@ class Paging:
         future = queries @ (2 * self.size - 1 - queries) // 2 if self.is_causal else 0  # pairs of a block's own page
         return int(queries @ listed * self.size - future) + self.n_scores(top)
 
+    def near(self) -> np.ndarray:
+        """(blocks, pages) boolean: the near pages of each block."""
+        first, stop = (x[:, None] for x in self.windows())
+        page = np.arange(self.n_pages)
+        exists = page < self.existing()[:, None]
+        return exists & (((first <= page) & (page < stop)) | (page < self.first_pages))
+
 
 @dataclass(frozen=True)
 class Level:

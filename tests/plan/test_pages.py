@@ -27,14 +27,6 @@ def page_sizes(paging):
     return np.array([min(paging.size, paging.n_k - first) for first in range(0, paging.n_k, paging.size)])
 
 
-def near_pages(paging):
-    """(blocks, pages) boolean: the pages of the window and of the first keys that exist for each block."""
-    first, stop = (x[:, None] for x in paging.windows())
-    page = np.arange(paging.n_pages)
-    exists = page < paging.existing()[:, None]
-    return exists & (((first <= page) & (page < stop)) | (page < paging.first_pages))
-
-
 def far_pages(paging, merged=1):
     """(blocks, pages) boolean, page by page: the far pages, where `merged` are one; and the page kept in any case."""
     exists = np.arange(paging.n_pages) < paging.existing()[:, None]
@@ -88,7 +80,7 @@ def literal_lists(q, k, paging, top, lift, scale):
     """The set of pages of each block."""
     means = [np.array([x[i : i + paging.size].mean(0) for i in range(0, len(x), paging.size)]) for x in (q, k)]
     picked = literal_picks(*means, paging, top, lift, scale)[0] if top else [set()] * paging.n_blocks
-    return [set(np.flatnonzero(near)) | pages for near, pages in zip(near_pages(paging), picked, strict=True)]
+    return [set(np.flatnonzero(near)) | pages for near, pages in zip(paging.near(), picked, strict=True)]
 
 
 @given(pagings(), st.integers(0, 5), st.sampled_from((0.0, 0.8, 1.0)), st.integers(0, 99))
@@ -120,7 +112,7 @@ def test_levels_hold_what_blocks_may_pick(paging, top):
 
 @given(pagings())
 def test_near_pages_hold_the_window_and_the_first_keys(paging):
-    near, (far, _) = near_pages(paging), far_pages(paging)
+    near, (far, _) = paging.near(), far_pages(paging)
     assert not (near & far).any()
     pairs = np.repeat(np.repeat(near, paging.size, 0), paging.size, 1)[: paging.n_q, : paging.n_k]
     i, j = np.arange(paging.n_q)[:, None], np.arange(paging.n_k)

@@ -334,8 +334,8 @@ PLANTED = {
     "scores of pages not counted": (
         pages.Paging,
         "n_logits",
-        "(self.n_scores(top) if top else 0)",
-        "0",
+        " + self.n_scores(top)",
+        "",
         pages_check.check,
         GAUSSIAN,
     ),
